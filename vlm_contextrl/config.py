@@ -1,0 +1,247 @@
+"""Run configuration: typed records whose fields carry their documentation.
+
+A YAML file holds values only. Unknown keys fail with the nearest name, rules that span fields live on the record, and the resolved
+configuration is saved in the run directory. `key=value` overrides use dotted paths (`optim.learning_rate=1e-5`, `objective.1.weight=0.01`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vlm_contextrl.errors import ConfigError
+
+PolicyVariant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+
+
+class Record(BaseModel):
+    """Strict base: no unknown keys, no silent change after the fact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSettings(Record):
+    """Low-rank adapters (arXiv 2106.09685)."""
+
+    rank: int = Field(64, ge=1, description="rank of the adapters")
+    alpha: int = Field(128, ge=1, description="scale numerator; the update is scaled by alpha / rank")
+    vision: bool = Field(False, description="adapt the vision tower as well as the language model")
+
+
+class ModelSettings(Record):
+    """Which model is trained and how."""
+
+    path: str = Field("tinyvl", description="`tinyvl`, a local folder (safetensors) or a hub id")
+    adapter: str | None = Field(None, description="adapter folder to start from")
+    tuning: Literal["full", "lora"] = Field("full", description="train all weights of the language model, or adapters")
+    lora: LoraSettings = LoraSettings()
+    train_vision: bool = Field(False, description="full tuning: train the vision tower too (the paper freezes it)")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored weights")
+    autocast: Literal["no", "bf16"] = Field("no", description="precision of matrix products")
+    gradient_checkpointing: bool = Field(False, description="recompute activations of the language model in the backward pass")
+    min_pixels: int | None = Field(None, ge=1, description="lower bound on the pixels of an image (default: the model's own)")
+    max_pixels: int | None = Field(None, ge=1, description="upper bound on the pixels of an image (default: the model's own)")
+    chat_template: dict[str, Any] = Field({}, description="arguments of the chat template, e.g. enable_thinking")
+    trust_remote_code: bool = Field(False, description="allow code that comes with the model")
+    feature_cache_mib: float = Field(1024, gt=0, description="memory for the features of a frozen vision tower")
+
+
+class DataSettings(Record):
+    """Where questions and pairs come from. Paths are relative to the working directory."""
+
+    questions: Path = Field(description="dataset folder of question rows")
+    pairs: Path | None = Field(None, description="dataset folder of contrastive pairs")
+    eval_questions: Path | None = Field(None, description="held-out questions for evaluation while training")
+    eval_pairs: Path | None = Field(None, description="held-out pairs for the probe while training")
+    prompt_style: Literal["direct", "reasoning"] = Field("reasoning", description="how the answer is asked for (prompts.py)")
+    max_prompt_tokens: int = Field(16384, ge=1, description="longest prompt; a prompt is never truncated")
+    on_overlong: Literal["error", "reject"] = Field("error", description="longer prompts: stop, or write them to rejects.jsonl and go on")
+
+
+class RolloutSettings(Record):
+    """Sampling of completions."""
+
+    prompts_per_step: int = Field(256, ge=1, description="P: prompts per rollout")
+    completions_per_prompt: int = Field(8, ge=2, description="G: completions per prompt, one group")
+    max_new_tokens: int = Field(4096, ge=1, description="longest completion")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probabilities are taken at the same temperature")
+
+
+class OptimSettings(Record):
+    """Optimizer (AdamW) and schedule."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_steps: int = Field(0, ge=0, description="rollout steps of linear warm-up")
+    schedule: Literal["constant", "cosine"] = "constant"
+    max_grad_norm: float = Field(1.0, gt=0)
+    prompts_per_update: int = Field(64, ge=1, description="prompts per optimizer update; prompts_per_step / this = updates per rollout")
+    tokens_per_micro_batch: int = Field(16384, ge=1, description="token budget of one forward; groups are never split")
+    max_skipped_updates: int = Field(3, ge=1, description="stop after this many updates in a row with a non-finite loss or gradient")
+
+
+class PolicyTerm(Record):
+    """Policy gradient on sampled completions (objectives/policy.py)."""
+
+    term: Literal["policy"]
+    weight: float = 1.0
+    variant: PolicyVariant = "grpo"
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.3, ge=0)
+    kl_coef: float = Field(0.0, ge=0, description="weight of the k3 estimate of KL(policy || reference)")
+    advantage_scale: Literal["group", "batch", "none"] | None = Field(None, description="None: the variant's own")
+    rewards: dict[str, float] = Field({"accuracy": 0.9, "format": 0.1}, description="built-in name or dotted path -> weight")
+
+
+class SelectionTerm(Record):
+    """Context selection on contrastive pairs (objectives/selection_loss.py)."""
+
+    term: Literal["selection_loss"]
+    weight: float = Field(description="lambda of the paper")
+    clip: float = Field(5.0, gt=0, description="c: the margin is clipped to [-c, c]")
+    clip_mode: Literal["two_sided", "one_sided", "none"] = "two_sided"
+    orders: Literal["random", "both"] = Field("random", description="one random option order per pair (paper), or the mean margin of both")
+    reverse: bool = Field(False, description="add (A', C-, C+) where the confounder's answer is known")
+    pairs_per_update: int = Field(32, ge=1, description="contrastive instances per optimizer update")
+
+
+Term = Annotated[PolicyTerm | SelectionTerm, Field(discriminator="term")]
+
+
+class LogSettings(Record):
+    """What is written, and where to besides the run directory."""
+
+    save_every: int = Field(50, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
+    eval_every: int = Field(0, ge=0, description="steps between evaluations on eval_questions and eval_pairs (0: never)")
+    samples_per_step: int = Field(4, ge=0, description="prompts whose completions go to samples.jsonl each step")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+
+class RunConfig(Record):
+    """One training run."""
+
+    name: str = Field(description="the run directory is runs/NAME")
+    seed: int = 0
+    steps: int | None = Field(None, ge=1, description="rollout steps; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the questions; or give steps")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings
+    rollout: RolloutSettings = RolloutSettings()
+    optim: OptimSettings = OptimSettings()
+    objective: list[Term] = Field(min_length=1, description="weighted terms of the loss")
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of `steps` and `epochs`")
+        if self.rollout.prompts_per_step % self.optim.prompts_per_update:
+            raise ValueError(
+                f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of optim.prompts_per_update "
+                f"({self.optim.prompts_per_update})"
+            )
+        if any(isinstance(t, SelectionTerm) for t in self.objective) and self.data.pairs is None:
+            raise ValueError("objective has a selection_loss term: data.pairs must name a folder of pairs")
+        names = [t.term for t in self.objective]
+        if names.count("policy") != 1:
+            raise ValueError(f"objective needs exactly one `policy` term, found {names.count('policy')}")
+        if len(set(names)) != len(names):
+            raise ValueError("objective names a term twice")
+        return self
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def load_config(record: type[R], path: Path | None, overrides: Sequence[str] = ()) -> R:
+    """Read a YAML file (or start empty), apply `key=value` overrides, validate. Raises ConfigError with one line."""
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such configuration file") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        values = {} if values is None else values
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: found {type(values).__name__} at the top level, expected keys and values")
+    for override in overrides:
+        _apply(values, override)
+    return validate(record, values, str(path) if path else "configuration")
+
+
+def validate(record: type[R], values: dict[str, Any], where: str) -> R:
+    """Validate plain values against a record; the first problem becomes one ConfigError line."""
+    try:
+        return record.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(record, error)}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key=value, for example optim.learning_rate=1e-5")
+    try:
+        value = _scalar(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not readable as YAML") from None
+    node: Any = values
+    *parents, last = key.split(".")
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ConfigError(f"override {override!r}: {key} does not lead to a setting") from None
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:  # YAML 1.1 reads 1e-5 as a string
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(record: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path) or "top level"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_fields_at(record, problem["loc"][:-1]))
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {where!r}; {hint}{more}"
+    if problem["type"] == "missing":
+        return f"{where} is missing{more}"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
+    return f"{message}{more}" if where == "top level" else f"{where}: {message}{found}{more}"
+
+
+def _fields_at(record: Any, loc: Sequence[int | str]) -> set[str]:
+    """Field names of the record that a location leads to."""
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if isinstance(record, type) and issubclass(record, BaseModel) and part in record.model_fields:
+            record = record.model_fields[part].annotation
+        while not (isinstance(record, type) and issubclass(record, BaseModel)) and get_args(record):
+            args = [a for a in get_args(record) if a is not type(None) and not isinstance(a, type(Field()))]
+            tagged = [a for a in args if hasattr(a, "model_fields") and part in get_args(a.model_fields.get("term", Field()).annotation)]
+            record = (tagged or args)[0]
+            if len(args) > 1 and not tagged:
+                return {name for a in args if hasattr(a, "model_fields") for name in a.model_fields}
+    return set(record.model_fields) if isinstance(record, type) and issubclass(record, BaseModel) else set()

@@ -1,0 +1,34 @@
+"""A read-only sequence whose rows are made when they are asked for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar, overload
+
+from vlm_contextrl.pairs import Row
+
+RowT_co = TypeVar("RowT_co", bound=Row, covariant=True)
+
+
+class LazyRows(Sequence[RowT_co]):
+    """Gives a subclass that knows `__len__` and `_row` the rest of a sequence.
+
+    Negative indices count from the end; a slice is a list of rows.
+    """
+
+    @abstractmethod
+    def _row(self, index: int) -> RowT_co:
+        """The row at an index in [0, len)."""
+
+    @overload
+    def __getitem__(self, index: int) -> RowT_co: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RowT_co]: ...
+    def __getitem__(self, index: int | slice) -> RowT_co | list[RowT_co]:
+        if isinstance(index, slice):
+            return [self._row(position) for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return self._row(position)

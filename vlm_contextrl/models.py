@@ -1,0 +1,110 @@
+"""Loading of Qwen2.5-VL and Qwen3-VL models, whole or with adapters.
+
+Weights come from safetensors only, remote code is refused unless asked for, and nothing is fetched unless a hub id was named. What is
+trainable: with `full` the language model (and the vision tower on request), with `lora` adapters on the linear layers of the language
+model (and of the vision tower on request). The patch embedding and the LM head never carry adapters.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_contextrl import attention
+from vlm_contextrl.config import ModelSettings
+from vlm_contextrl.errors import CheckpointError
+from vlm_contextrl.policy import Policy
+from vlm_contextrl.processing import load_processor
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+LANGUAGE_LINEAR = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+VISION_LINEAR = r".*visual\.(blocks\..*\.(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)|.*merger.*\.(0|2|linear_fc1|linear_fc2))"
+
+
+def resolve(path: str) -> str:
+    """`tinyvl` is the embedded model; anything else is a folder or a hub id."""
+    if path != "tinyvl":
+        return path
+    return str(files("vlm_contextrl") / "tinyvl")
+
+
+def load_policy(settings: ModelSettings, device: torch.device | str = "cpu", *, trainable: bool = True) -> Policy:
+    """Model, processor and (for LoRA) adapters as one policy. Raises CheckpointError with one line when a part cannot be read."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    path = resolve(settings.path)
+    _refuse_unsafe_folder(path)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no readable model configuration: {_first_line(error)}") from error
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}")
+    attention.register()
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            config=config,
+            dtype=getattr(torch, settings.dtype),
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            attn_implementation={"text_config": attention.PACKED, "vision_config": "sdpa"},
+        )
+    except Exception as error:  # safetensors, transformers and huggingface_hub raise classes of their own here
+        raise CheckpointError(f"{path}: weights cannot be read: {_first_line(error)}") from error
+    processor = load_processor(
+        path,
+        config.image_token_id,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        trust_remote_code=settings.trust_remote_code,
+        chat_template_kwargs=settings.chat_template,
+    )
+    model = _with_adapters(model, settings, trainable)
+    policy = Policy(model.to(device), processor, feature_cache_mib=settings.feature_cache_mib)
+    if trainable and settings.gradient_checkpointing:
+        # Only the language model: a frozen tower must not be recomputed, nor made part of the graph.
+        policy.base.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return policy.train() if trainable else policy.eval().requires_grad_(False)
+
+
+def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if settings.adapter:
+        if not (Path(settings.adapter) / "adapter_config.json").is_file():
+            raise CheckpointError(f"{settings.adapter}: no adapter_config.json; expected a folder written by PEFT")
+        try:
+            model = PeftModel.from_pretrained(model, settings.adapter, is_trainable=trainable)
+        except Exception as error:  # as above
+            raise CheckpointError(f"{settings.adapter}: adapter cannot be read: {_first_line(error)}") from error
+        return model if trainable and settings.tuning == "lora" else model.merge_and_unload()
+    if settings.tuning == "lora" and trainable:
+        lora = settings.lora
+        targets = f"({LANGUAGE_LINEAR})|({VISION_LINEAR})" if lora.vision else LANGUAGE_LINEAR
+        return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"))
+    model.requires_grad_(True)
+    model.model.visual.requires_grad_(settings.train_vision)
+    return model
+
+
+def _refuse_unsafe_folder(path: str) -> None:
+    folder = Path(path)
+    looks_local = folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) != 2
+    if not folder.is_dir():
+        if looks_local:
+            raise CheckpointError(f"{path}: no such model folder")
+        return
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{path}: no config.json; expected a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        found = ", ".join(sorted(p.name for p in folder.iterdir() if re.search(r"\.(bin|pt|pth|ckpt|gguf)$", p.name))) or "no weights"
+        raise CheckpointError(f"{path}: weights must be safetensors, found {found}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,101 @@
+"""One row per group: the prompt once, then every continuation, each seeing the prompt and itself only.
+
+A row holds `prompt[:-1]`, then for each continuation `[last prompt token, s_0 .. s_{n-2}]`, so that every continuation position carries
+exactly one label and no token is computed twice. Rotary positions restart after the prompt for every continuation. The result equals
+the batch in which the prompt is repeated (tests/test_packing.py; exact in float64).
+
+Two ways to attend: `layout` for the two-part attention of attention.py, and `dense_mask` ([B, 1, T, T] booleans) as its oracle.
+
+Shapes: B rows, T tokens of a padded row, L labelled positions over all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_contextrl.attention import PackedLayout, packed_layout
+from vlm_contextrl.processing import EncodedPrompt, ProcessedImage
+
+PositionsOf = Callable[[EncodedPrompt], Tensor]  # rotary positions [3, T] of one prompt
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens after a prompt. The first `n_given` are read, the rest are predicted."""
+
+    ids: Tensor
+    n_given: int = 0
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    prompt: EncodedPrompt
+    continuations: tuple[Continuation, ...]
+
+    def n_tokens(self) -> int:
+        return len(self.prompt) - 1 + sum(len(c.ids) for c in self.continuations)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    ids_BT: Tensor
+    positions_3BT: Tensor
+    layout: PackedLayout
+    images: tuple[ProcessedImage, ...]  # in the order of their placeholders
+    label_at_L: Tensor  # flat index into B*T
+    labels_L: Tensor
+    lengths: tuple[tuple[int, ...], ...]  # predicted tokens per row and continuation
+
+    def split(self, values_L: Tensor) -> list[list[Tensor]]:
+        """Per-label values back to one tensor per row and continuation."""
+        flat = iter(values_L.split([n for row in self.lengths for n in row]))
+        return [[next(flat) for _ in row] for row in self.lengths]
+
+
+def pack(rows: Sequence[PackedRow], positions_of: PositionsOf, pad_id: int) -> PackedBatch:
+    """Lay rows out and right-pad them to the longest."""
+    T = max(row.n_tokens() for row in rows)
+    ids_BT = torch.full((len(rows), T), pad_id)
+    positions_3BT = torch.zeros(3, len(rows), T, dtype=torch.long)
+    label_at: list[Tensor] = []
+    labels: list[Tensor] = []
+    for b, row in enumerate(rows):
+        prompt, P = row.prompt.ids_T, len(row.prompt) - 1
+        prompt_positions_3T = positions_of(row.prompt)
+        ids_BT[b, :P] = prompt[:-1]
+        positions_3BT[:, b, :P] = prompt_positions_3T[:, :-1]
+        start, first_position = P, int(prompt_positions_3T[:, -1].max())
+        for continuation in row.continuations:
+            end = start + len(continuation.ids)
+            ids_BT[b, start] = prompt[-1]
+            ids_BT[b, start + 1 : end] = continuation.ids[:-1]
+            positions_3BT[:, b, start:end] = torch.arange(first_position, first_position + end - start)
+            label_at.append(torch.arange(b * T + start + continuation.n_given, b * T + end))
+            labels.append(continuation.ids[continuation.n_given :])
+            start = end
+    return PackedBatch(
+        ids_BT,
+        positions_3BT,
+        packed_layout([len(r.prompt) - 1 for r in rows], [[len(c.ids) for c in r.continuations] for r in rows], T),
+        tuple(image for row in rows for image in row.prompt.images),
+        torch.cat(label_at),
+        torch.cat(labels),
+        tuple(tuple(len(c.ids) - c.n_given for c in row.continuations) for row in rows),
+    )
+
+
+def dense_mask(rows: Sequence[PackedRow]) -> Tensor:
+    """What each position of the packed rows may see, [B, 1, T, T]: causal, own segment or prompt."""
+    T = max(row.n_tokens() for row in rows)
+    segment_BT = torch.full((len(rows), T), -1)  # 0 prompt, i > 0 continuation, -1 padding (which sees itself: no softmax is empty)
+    for b, row in enumerate(rows):
+        start = len(row.prompt) - 1
+        segment_BT[b, :start] = 0
+        for i, continuation in enumerate(row.continuations, start=1):
+            segment_BT[b, start : (start := start + len(continuation.ids))] = i
+    query, key = segment_BT[:, :, None], segment_BT[:, None, :]
+    return ((query == key) | (key == 0)).logical_and(torch.ones(T, T, dtype=torch.bool).tril())[:, None]

@@ -1,0 +1,190 @@
+"""The policy: a vision-language model behind the two questions that training asks of it.
+
+`completion_logps` gives the log-probability of every completion token, prompt shared inside a group (packing.py).
+`option_logits` gives the logits of the option tokens at the position after a selection prompt: one forward, nothing is sampled, and
+only K rows of the LM head are multiplied.
+
+A frozen vision tower runs once per distinct image under no_grad; its output is kept by image hash across passes, pairs and epochs. A
+trained tower runs once per distinct image of the batch, and the gradient of all its uses flows into that one pass.
+
+Shapes: B rows, T tokens, L labelled positions, H hidden size, O options, N visual tokens of one image.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlm_contextrl.attention import PackedLayout
+from vlm_contextrl.packing import PackedBatch
+from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """Output of the vision tower for one image: visual tokens [N, H] and, for Qwen3-VL, one [N, H] per deepstack layer."""
+
+    tokens_NH: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.tokens_NH, *self.deepstack))
+
+
+class FeatureCache:
+    """Least recently used features within a memory bound."""
+
+    def __init__(self, max_mib: float) -> None:
+        self.max_bytes = int(max_mib * 2**20)
+        self.n_bytes = 0
+        self._items: OrderedDict[str, ImageFeatures] = OrderedDict()
+
+    def get(self, key: str) -> ImageFeatures | None:
+        if key in self._items:
+            self._items.move_to_end(key)
+        return self._items.get(key)
+
+    def put(self, key: str, features: ImageFeatures) -> None:
+        self._items[key] = features
+        self.n_bytes += features.nbytes()
+        while self.n_bytes > self.max_bytes and len(self._items) > 1:
+            self.n_bytes -= self._items.popitem(last=False)[1].nbytes()
+
+
+class Policy(nn.Module):
+    """A Qwen-VL model (plain or with adapters) with its processor."""
+
+    def __init__(self, model: nn.Module, processor: Processor, *, feature_cache_mib: float = 1024, head_chunk: int = 2048) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.head_chunk = head_chunk
+        self._cache = FeatureCache(feature_cache_mib)
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, adapters applied in place."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def vision_is_trained(self) -> bool:
+        return any(p.requires_grad for p in self.base.model.visual.parameters())
+
+    def forward(
+        self, packed: PackedBatch | None = None, selection: Sequence[EncodedPrompt] = (), option_ids: Sequence[int] = (), temperature: float = 1.0
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(completion log-probs [L], their entropies [L], option logits [B, O]): one entry point, so that wrappers such as DDP see one forward."""
+        logps_L = entropy_L = logits_BO = None
+        if packed is not None:
+            logps_L, entropy_L = self.completion_logps(packed, temperature)
+        if selection:
+            logits_BO = self.option_logits(selection, option_ids)
+        return logps_L, entropy_L, logits_BO
+
+    def completion_logps(self, packed: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy (no gradient) of every labelled position, in nats, at the sampling temperature."""
+        hidden_BTH = self._hidden(packed.ids_BT, packed.positions_3BT, packed.images, packed.layout.to(self.device))
+        hidden_LH = hidden_BTH.flatten(0, 1)[packed.label_at_L.to(self.device)]
+        labels_L = packed.labels_L.to(self.device)
+        chunks = [
+            checkpoint(self._head, h, y, temperature, use_reentrant=False) if len(labels_L) > self.head_chunk else self._head(h, y, temperature)
+            for h, y in zip(hidden_LH.split(self.head_chunk), labels_L.split(self.head_chunk), strict=True)
+        ]
+        return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
+
+    def _head(self, hidden_LH: Tensor, labels_L: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits_LV = self.base.lm_head(hidden_LH)
+        if logits_LV.dtype != torch.float64:
+            logits_LV = logits_LV.float()
+        logps_LV = (logits_LV / temperature).log_softmax(-1)
+        entropy_L = -(logps_LV.detach().exp() * logps_LV.detach()).sum(-1)
+        return logps_LV.gather(-1, labels_L[:, None])[:, 0], entropy_L
+
+    def option_logits(self, prompts: Sequence[EncodedPrompt], option_ids: Sequence[int]) -> Tensor:
+        """Logits [B, O] of the option tokens after each prompt. Right padding needs no mask: attention is causal."""
+        ids_BT, positions_3BT = self.pad(prompts, left=False)
+        hidden_BTH = self._hidden(ids_BT, positions_3BT, [i for p in prompts for i in p.images])
+        last_B = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
+        hidden_BH = hidden_BTH[torch.arange(len(prompts), device=self.device), last_B]
+        weight_OH = self.base.lm_head.weight[torch.tensor(list(option_ids), device=self.device)]
+        logits_BO = hidden_BH.to(weight_OH.dtype) @ weight_OH.T
+        return logits_BO if logits_BO.dtype == torch.float64 else logits_BO.float()
+
+    def pad(self, prompts: Sequence[EncodedPrompt], *, left: bool) -> tuple[Tensor, Tensor]:
+        """Token ids [B, T] and rotary positions [3, B, T] of prompts, padded on one side."""
+        T = max(len(p) for p in prompts)
+        ids_BT = torch.full((len(prompts), T), self.processor.tokenizer.pad_token_id)
+        positions_3BT = torch.zeros(3, len(prompts), T, dtype=torch.long)
+        for b, prompt in enumerate(prompts):
+            at = slice(T - len(prompt), T) if left else slice(0, len(prompt))
+            ids_BT[b, at] = prompt.ids_T
+            positions_3BT[:, b, at] = self.positions(prompt)
+        return ids_BT, positions_3BT
+
+    def positions(self, prompt: EncodedPrompt) -> Tensor:
+        """Rotary positions [3, T] of one prompt (temporal, height, width)."""
+        ids_1T = prompt.ids_T[None]
+        grids = torch.tensor([i.grid_thw for i in prompt.images]) if prompt.images else None
+        is_image = (ids_1T == self.processor.image_token_id).int()
+        return self.base.model.get_rope_index(ids_1T, mm_token_type_ids=is_image, image_grid_thw=grids)[0][:, 0]
+
+    def _hidden(
+        self, ids_BT: Tensor, positions_3BT: Tensor, images: Sequence[ProcessedImage], layout: PackedLayout | None = None
+    ) -> Tensor:
+        return self.base.model(
+            input_ids=ids_BT.to(self.device),
+            position_ids=positions_3BT.to(self.device),
+            mm_encoder_outputs=self.encoder_outputs(images),
+            use_cache=False,
+            **({} if layout is None else {"layout": layout}),
+        ).last_hidden_state
+
+    def encoder_outputs(self, images: Sequence[ProcessedImage]) -> dict[str, Any] | None:
+        """Vision features in the form transformers takes them, one entry per placeholder run, each distinct image computed once."""
+        if not images:
+            return None
+        features = self._features({image.key: image for image in images})
+        uses = [features[image.key] for image in images]
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        out = BaseModelOutputWithPooling(pooler_output=[f.tokens_NH for f in uses])
+        if uses[0].deepstack:
+            out.deepstack_features = [[f.deepstack[layer] for f in uses] for layer in range(len(uses[0].deepstack))]
+        return {"image": out}
+
+    def _features(self, images: dict[str, ProcessedImage]) -> dict[str, ImageFeatures]:
+        if self.vision_is_trained and torch.is_grad_enabled():
+            return self._run_vision(images)
+        cacheable = not self.vision_is_trained
+        known = {key: self._cache.get(key) for key in images} if cacheable else {}
+        missing = {key: image for key, image in images.items() if known.get(key) is None}
+        if missing:
+            with torch.no_grad():
+                fresh = self._run_vision(missing)
+            if cacheable:
+                for key, features in fresh.items():
+                    self._cache.put(key, features)
+            known |= fresh
+        return {key: features for key, features in known.items() if features is not None}
+
+    def _run_vision(self, images: dict[str, ProcessedImage]) -> dict[str, ImageFeatures]:
+        patches = torch.cat([i.patches_ND for i in images.values()]).to(self.device, self.base.model.visual.dtype)
+        grids = torch.tensor([i.grid_thw for i in images.values()], device=self.device)
+        out = self.base.model.get_image_features(patches, grids, return_dict=True)
+        deepstack = getattr(out, "deepstack_features", None) or []
+        # Cached features own their memory: a slice would keep the whole batch alive.
+        own = (lambda t: t) if torch.is_grad_enabled() else torch.clone
+        return {
+            key: ImageFeatures(own(out.pooler_output[i]), tuple(own(layer[i]) for layer in deepstack))
+            for i, key in enumerate(images)
+        }

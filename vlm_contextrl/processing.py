@@ -1,0 +1,125 @@
+"""From chat messages and images to token ids and patches, without torchvision.
+
+`AutoProcessor` of the Qwen-VL families insists on a video processor and thereby on torchvision. A tokenizer, an image processor and
+the expansion of image placeholders are all that still images need, and the packed forward wants them one prompt at a time anyway.
+The chat template is the model's own.
+
+Shapes: T prompt tokens; N patches of one image; D values of one patch (channels * temporal_patch * patch * patch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_contextrl.errors import CheckpointError, DataError
+
+
+@dataclass(frozen=True)
+class ProcessedImage:
+    """Patches of one image, as the vision tower takes them."""
+
+    key: str  # hash of the pixels and of every setting that shapes the patches
+    patches_ND: Tensor
+    grid_thw: tuple[int, int, int]
+    n_tokens: int  # placeholders it takes in the prompt
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One prompt, ready for the model."""
+
+    ids_T: Tensor
+    images: tuple[ProcessedImage, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+
+class Processor:
+    """Tokenizer and image processor of one model folder."""
+
+    def __init__(self, tokenizer: Any, image_processor: Any, image_token_id: int, chat_template_kwargs: Mapping[str, Any] = {}) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.image_token_id = image_token_id
+        self.image_token = tokenizer.convert_ids_to_tokens(image_token_id)
+        self.chat_template_kwargs = dict(chat_template_kwargs)
+        settings = {k: v for k, v in sorted(image_processor.to_dict().items()) if k != "image_processor_type"}
+        self._settings = repr((type(image_processor).__name__, settings)).encode()
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a completion."""
+        return tuple({self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None})
+
+    def process_image(self, image: Image.Image) -> ProcessedImage:
+        """Resize by Qwen's rule (multiples of patch * merge within the pixel bounds), normalise and cut into patches."""
+        image = image.convert("RGB")
+        out = self.image_processor(images=[image], return_tensors="pt")
+        t, h, w = (int(n) for n in out["image_grid_thw"][0])
+        digest = hashlib.sha256(self._settings + repr(image.size).encode() + image.tobytes()).hexdigest()
+        return ProcessedImage(digest, out["pixel_values"], (t, h, w), t * h * w // self.image_processor.merge_size**2)
+
+    def encode(self, messages: Sequence[Mapping[str, Any]], images: Sequence[ProcessedImage], prefill: str = "") -> EncodedPrompt:
+        """Apply the chat template, give every image its placeholders, tokenize.
+
+        `prefill` is the start of the assistant's turn. Raises DataError when the messages name another number of images than given, or
+        when their text spells a special token.
+        """
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+        )
+        pieces = (text + prefill).split(self.image_token)
+        if len(pieces) != len(images) + 1:
+            raise DataError(
+                f"prompt holds {len(pieces) - 1} image placeholders, {len(images)} images were given: the query or the contexts must not "
+                f"spell {self.image_token!r}"
+            )
+        full = pieces[0] + "".join(
+            self.image_token * image.n_tokens + piece for image, piece in zip(images, pieces[1:], strict=True)
+        )
+        ids = self.tokenizer(full, add_special_tokens=False)["input_ids"]
+        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), tuple(images))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def save(self, folder: str) -> None:
+        """Write tokenizer and image processor beside the weights."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+
+def load_processor(
+    folder: str,
+    image_token_id: int,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    trust_remote_code: bool = False,
+    chat_template_kwargs: Mapping[str, Any] = {},
+) -> Processor:
+    """Read tokenizer and image processor of a model folder or hub id. Pixel bounds override the folder's when given."""
+    from transformers import AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{folder}: tokenizer or image processor cannot be read: {first}") from error
+    size = dict(image_processor.size)
+    size.update({k: v for k, v in (("shortest_edge", min_pixels), ("longest_edge", max_pixels)) if v is not None})
+    image_processor.size = size
+    if tokenizer.chat_template is None:
+        raise CheckpointError(f"{folder}: the tokenizer has no chat template; use an instruction-tuned model")
+    return Processor(tokenizer, image_processor, image_token_id, chat_template_kwargs)
