@@ -17,8 +17,7 @@ and `expressions.py`. Left out: judges, answers in the middle of a long text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 from vlm_contextrl import expressions, matching
 from vlm_contextrl.errors import DataError
@@ -41,17 +40,6 @@ _SENTENCE_END = re.compile(r"(?P<word>\w*)[.!?](?=\s)")
 _ABBREVIATIONS = frozenset({"st", "dr", "mr", "mrs", "ms", "vs", "no", "mt"})
 _CLAUSE = re.compile(r"\s+(?:because|since)\b|,\s+(?:because|since|as|so)\b", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"\s*(?:or|and|maybe|perhaps)\b", re.IGNORECASE)
-
-
-class AnswerKey(Protocol):
-    """The part of a row that scoring needs."""
-
-    @property
-    def answer(self) -> str: ...
-    @property
-    def answer_type(self) -> AnswerType: ...
-    @property
-    def options(self) -> Sequence[str]: ...
 
 
 def extract_answer(completion: str, answer_type: AnswerType, options: Sequence[str] = ()) -> str | None:
@@ -104,17 +92,14 @@ def is_correct(
     return matching.words_equal(extracted, answer)
 
 
-def score_answer(completion: str, row: AnswerKey | Mapping[str, Any], tolerance: float | None = None) -> bool:
-    """Whether the completion's final answer is the row's answer.
-
-    row: any object with answer, answer_type and options, or a mapping with these keys (answer_type defaults
-    to "exact", options to none).
-    """
-    if isinstance(row, Mapping):
-        answer, answer_type = row["answer"], row.get("answer_type", "exact")
-        options: Sequence[str] = tuple(row.get("options") or ())
-    else:
-        answer, answer_type, options = row.answer, row.answer_type, row.options
+def score_answer(
+    completion: str,
+    answer: str,
+    answer_type: AnswerType = "exact",
+    options: Sequence[str] = (),
+    tolerance: float | None = None,
+) -> bool:
+    """Whether the completion's final answer is the right one: `extract_answer`, then `is_correct`."""
     extracted = extract_answer(completion, answer_type, options)
     return is_correct(extracted, answer, answer_type, options, tolerance)
 

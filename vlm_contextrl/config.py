@@ -104,8 +104,8 @@ class SelectionTerm(Record):
 
     term: Literal["selection_loss"]
     weight: float = Field(description="lambda of the paper")
-    clip: float = Field(5.0, gt=0, description="c: the margin is clipped to [-c, c]")
-    clip_mode: Literal["two_sided", "one_sided", "none"] = "two_sided"
+    clip: Literal["two_sided", "one_sided", "none"] = Field("two_sided", description="which margins lose their gradient outside the clip")
+    clip_value: float = Field(5.0, gt=0, description="c: the margin is clipped to [-c, c] (logits)")
     orders: Literal["random", "both"] = Field("random", description="one random option order per pair (paper), or the mean margin of both")
     reverse: bool = Field(False, description="add (A', C-, C+) where the confounder's answer is known")
     pairs_per_update: int = Field(32, ge=1, description="contrastive instances per optimizer update")

@@ -96,7 +96,7 @@ def rollout(model: Any, processor: Processor, prompt: EncodedPrompt, settings: S
 def group_rewards(processor: Processor, row: QuestionRow, completions: Sequence[Tensor]) -> Tensor:
     """1 for a right answer, 0 otherwise."""
     texts = [processor.decode(c.tolist()) for c in completions]
-    return torch.tensor([float(score_answer(t, row.answer, row.answer_type, row.options)) for t in texts])
+    return torch.tensor([float(score_answer(t, row)) for t in texts])
 
 
 def group_advantages(rewards_G: Tensor) -> Tensor:

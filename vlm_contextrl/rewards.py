@@ -1,8 +1,9 @@
 """Rewards: functions that give every completion a number. Built in: `accuracy` and `format`.
 
-A reward takes the completions and, at the same index, the row that each one answers: a mapping with id, answer,
-answer_type and options. It returns one finite number per completion. Anything else is a RewardError that names
-the reward and the row, never a silent 0: a reward that fails quietly looks like a policy that learns nothing.
+A reward takes the completions and, at the same index, the row that each one answers: a mapping with id,
+answer, answer_type and options. It returns one finite number per completion. Anything else is a RewardError
+that names the reward and the row, never a silent 0: a reward that fails quietly looks like a policy that
+learns nothing.
 
 Left out: rewards that see token ids or log-probs, asynchronous rewards, retries.
 """
@@ -31,8 +32,12 @@ class Reward(Protocol):
 
 
 def accuracy(completions: list[str], rows: list[Row]) -> list[float]:
-    """1 for a right answer, 0 for a wrong one or none; the comparison is that of the evaluation (`answers.py`)."""
-    return [float(score_answer(text, row)) for text, row in zip(completions, rows, strict=True)]
+    """1 for a right answer, 0 for a wrong one or none; the comparison is that of the evaluation
+    (`answers.py`)."""
+    return [
+        float(score_answer(text, row["answer"], row.get("answer_type", "exact"), row.get("options") or ()))
+        for text, row in zip(completions, rows, strict=True)
+    ]
 
 
 def format_reward(completions: list[str], rows: list[Row], style: Style = "direct") -> list[float]:
@@ -41,7 +46,8 @@ def format_reward(completions: list[str], rows: list[Row], style: Style = "direc
 
 
 def load_reward(name: str, style: Style = "direct") -> Reward:
-    """The built-in reward of this name, or a function of the user's: "pkg.module:function" or "pkg.module.function".
+    """The built-in reward of this name, or a function of the user's: "pkg.module:function" or
+    "pkg.module.function".
 
     style: the prompt style, which decides what `format` expects. Raises ConfigError.
     """
@@ -75,8 +81,8 @@ def combined_rewards(
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Weighted sum per completion, and every reward by itself, unweighted.
 
-    rewards: (name, function, weight) with distinct names. Raises RewardError, naming reward and row, when a function
-    raises, returns the wrong number of values, or a value that is not a finite number.
+    rewards: (name, function, weight) with distinct names. Raises RewardError, naming reward and row, when a
+    function raises, returns the wrong number of values, or a value that is not a finite number.
     """
     if len(completions) != len(rows):
         raise ValueError(
@@ -130,7 +136,8 @@ def _number(name: str, value: object, row: Row) -> float:
 
 
 def _culprit(function: Reward, completions: list[str], rows: list[Row]) -> str:
-    """Which row makes the function raise, found by giving it one row at a time; all of them when none does alone."""
+    """Which row makes the function raise, found by giving it one row at a time; all of them when none does
+    alone."""
     for completion, row in zip(completions, rows, strict=True):
         try:
             function([completion], [row])

@@ -1,0 +1,56 @@
+"""Greedy answers to question rows, scored by the extractor that rewards use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vlm_contextrl.answers import score_answer
+from vlm_contextrl.pairs import QuestionRow
+from vlm_contextrl.policy import Policy
+from vlm_contextrl.processing import EncodedPrompt, Processor
+from vlm_contextrl.prompts import Style, vqa_messages
+from vlm_contextrl.rollout import sample
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question with the model's completion."""
+
+    id: str
+    domain: str
+    completion: str
+    correct: bool
+
+
+def question_prompt(processor: Processor, row: QuestionRow, style: Style) -> EncodedPrompt:
+    """The prompt of one question row, its images processed."""
+    images = [processor.process_image(image.decode(f"row {row.id}, image {i}")) for i, image in enumerate(row.images)]
+    return processor.encode(vqa_messages(row.query, len(images), row.options, row.context_text, style), images)
+
+
+def answer_questions(
+    policy: Policy,
+    rows: Sequence[QuestionRow],
+    *,
+    style: Style,
+    max_new_tokens: int,
+    batch_rows: int = 64,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answered]:
+    """Answer every row greedily."""
+    was_training = policy.training
+    policy.eval()
+    answered: list[Answered] = []
+    for start in range(0, len(rows), batch_rows):
+        batch = rows[start : start + batch_rows]
+        prompts = [question_prompt(policy.processor, row, style) for row in batch]
+        groups = sample(policy, prompts, 1, max_new_tokens=max_new_tokens, temperature=0)
+        for row, (completion,) in zip(batch, groups, strict=True):
+            text = policy.processor.decode(completion.ids.tolist())
+            right = score_answer(text, row)
+            answered.append(Answered(row.id, row.domain, text, right))
+        if progress:
+            progress(len(batch))
+    policy.train(was_training)
+    return answered
