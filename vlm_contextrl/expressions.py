@@ -48,6 +48,8 @@ _SYMBOLS = {
     "\u00d7": "\\times ",
     "\u00b7": "\\cdot ",
 }
+# What sympy raises when a parsed object has no number at a point, or none that it can compute.
+_NO_VALUE = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
 # Values of the variables, in alphabetical order: below and above 1, and negative, where square roots and
 # logarithms tell apart.
 _POINTS = (
@@ -68,11 +70,7 @@ def expressions_equal(found: str, right: str, tolerance: float | None = None) ->
         return quantities_equal(left_quantity, right_quantity, tolerance)
     if quantity(found) and quantity(right):
         return False  # "5m" against "5": the parser would drop the m as a unit
-    if (
-        re.fullmatch(r"[A-Za-z][A-Za-z ]*[A-Za-z]", right_text)
-        and len(right_text) > 2
-        and right_text not in _FUNCTIONS
-    ):
+    if re.fullmatch(r"[A-Za-z][A-Za-z ]+[A-Za-z]", right_text):
         return words_equal(found, right)
     if re.search(r"\b(?:or|either|and)\b", left_text) and not re.search(r"\b(?:or|and)\b", right_text):
         return False
@@ -109,19 +107,16 @@ def _parses_whole(text: str, like: str) -> bool:
     if set(re.findall(r"\\([A-Za-z]+)", text)) - _COMMANDS or re.search(r"\\[^A-Za-z{}]|[!^_]\s*$", text):
         return False
     bare = _without_commands(text)
-    if any(word not in _FUNCTIONS for word in re.findall(r"[A-Za-z]{3,}", bare)) or (
-        "_" in text and "_" not in like
-    ):
+    if any(word not in _FUNCTIONS for word in re.findall(r"[A-Za-z]{3,}", bare)):
+        return False
+    if "_" in text and "_" not in like:
         return False
     sides = re.split(r"(?<![<>!])=", text)
     if "=" not in like and (len(sides) > 2 or (len(sides) == 2 and not re.search(r"[A-Za-z]", sides[0]))):
         return False  # only the right-hand side would be looked at: "2 = 3" would be 3
     assigned = re.match(r"\s*([a-z])\s*=", bare)  # "x = 3" may answer "3"
-    return (
-        not _variables(bare)
-        - _variables(_without_commands(like))
-        - set(assigned.groups() if assigned else ())
-    )
+    allowed = _variables(_without_commands(like)) | set(assigned.groups() if assigned else ())
+    return _variables(bare) <= allowed
 
 
 def _without_commands(text: str) -> str:
@@ -170,19 +165,16 @@ def _same(found: str, right: str) -> bool:
     import sympy  # type: ignore[import-untyped, unused-ignore]
 
     with _no_timeout_warning():
-        answer, gold = (
-            [
-                item
-                for item in math_verify.parse(f"${side}$", parsing_timeout=None)
-                if isinstance(item, sympy.Basic)
-            ]
-            for side in (found, right)
-        )
-        if not answer or not gold:
+        parsed = [math_verify.parse(f"${side}$", parsing_timeout=None) for side in (found, right)]
+        answer, gold = (next((x for x in side if isinstance(x, sympy.Basic)), None) for side in parsed)
+        if answer is None or gold is None:
             return False
-        same = _same_values(answer[0], gold[0])
+        try:
+            same = _same_values(answer, gold)
+        except _NO_VALUE:
+            return False
         if same is None and _function_count(found) <= found.count("\\sqrt"):
-            same = bool(math_verify.verify(gold[0], answer[0], timeout_seconds=None))
+            same = math_verify.verify(gold, answer, timeout_seconds=None)
         return bool(same)
 
 
@@ -237,7 +229,7 @@ def _same_relation(left: Any, right: Any) -> bool:
         left = left.reversed
     if isinstance(right, sympy.Gt | sympy.Ge):
         right = right.reversed
-    if left.func is not right.func:
+    if left.func is not right.func or not left.free_symbols or not right.free_symbols:
         return False
     values = _values(left.lhs - left.rhs, right.lhs - right.rhs)
     if values is None or any(not a or not b for a, b in values):
@@ -254,20 +246,13 @@ def _values(left: Any, right: Any) -> list[tuple[complex, complex]] | None:
     names = sorted({str(symbol) for side in (left, right) for symbol in side.free_symbols})
     if len(names) > len(_POINTS[0]):
         return None
-    values = []
+    values: list[tuple[complex, complex]] = []
     for point in _POINTS if names else _POINTS[:1]:
-        at = dict(zip(names, point, strict=False))
-        try:
-            left_value, right_value = (
-                complex(
-                    side.evalf(
-                        20, subs={symbol: sympy.Float(at[str(symbol)], 20) for symbol in side.free_symbols}
-                    )
-                )
-                for side in (left, right)
-            )
-        except (TypeError, ValueError, OverflowError, ZeroDivisionError):
-            return None
+        at = {name: sympy.Float(value, 20) for name, value in zip(names, point, strict=False)}
+        left_value, right_value = (
+            complex(side.evalf(20, subs={symbol: at[str(symbol)] for symbol in side.free_symbols}))
+            for side in (left, right)
+        )
         if not cmath.isfinite(left_value) or not cmath.isfinite(right_value):
             return None
         values.append((left_value, right_value))

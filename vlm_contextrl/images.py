@@ -15,10 +15,12 @@ import hashlib
 import io
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vlm_contextrl.errors import DataError
 
@@ -42,14 +44,27 @@ def decode_image(data: bytes, where: str) -> Image.Image:
     Raises DataError when `data` is not one of `IMAGE_FORMATS`, is damaged or cut short, or has more than
     `MAX_IMAGE_PIXELS` pixels. That limit lies below Pillow's, so what Pillow only warns about is an error.
     """
+    with _opened(data, where) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """(width, height) in pixels of what `decode_image` would give, read from the header only; the same errors."""
+    with _opened(data, where) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
+
+
+@contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     if not data:
         raise DataError(f"{where}: no image bytes (0 bytes), {_EXPECTED_FILE}")
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         _check_size(image, where)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        yield image
     except DataError:
         raise
     except _BOMB_ERRORS as error:

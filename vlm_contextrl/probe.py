@@ -45,7 +45,7 @@ def selection_prompt(
 def contexts(processor: Processor, pair: ContrastivePair) -> tuple[ProcessedImage | str, ProcessedImage | str]:
     """(context, confounder) of a pair, ready for a prompt."""
     first, second = (
-        processor.process_image(c.decode(f"pair {pair.id}")) if isinstance(c, EncodedImage) else c
+        processor.process_image(c, f"pair {pair.id}") if isinstance(c, EncodedImage) else c
         for c in (pair.context, pair.confounder)
     )
     return first, second

@@ -10,25 +10,32 @@ Shapes: T prompt tokens; N patches of one image; D values of one patch (channels
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from vlm_contextrl.errors import CheckpointError, DataError
+from vlm_contextrl.images import image_size
+from vlm_contextrl.pairs import EncodedImage
 
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """Patches of one image, as the vision tower takes them."""
+    """One image as the vision tower takes it. Patches are cut when asked for: cached features need none."""
 
-    key: str  # hash of the pixels and of every setting that shapes the patches
-    patches_ND: Tensor
+    key: str  # hash of the image and of every setting that shapes the patches
     grid_thw: tuple[int, int, int]
     n_tokens: int  # placeholders it takes in the prompt
+    load: Callable[[], Tensor]
+
+    @property
+    def patches_ND(self) -> Tensor:
+        return self.load()
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,37 @@ class Processor:
         """Tokens that end a completion."""
         return tuple({self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None})
 
-    def process_image(self, image: Image.Image) -> ProcessedImage:
-        """Resize by Qwen's rule (multiples of patch * merge within the pixel bounds), normalise and cut into patches."""
-        image = image.convert("RGB")
-        out = self.image_processor(images=[image], return_tensors="pt")
-        t, h, w = (int(n) for n in out["image_grid_thw"][0])
-        digest = hashlib.sha256(self._settings + repr(image.size).encode() + image.tobytes()).hexdigest()
-        return ProcessedImage(digest, out["pixel_values"], (t, h, w), t * h * w // self.image_processor.merge_size**2)
+    def process_image(self, image: Image.Image | EncodedImage, where: str = "image") -> ProcessedImage:
+        """Qwen's rule: sides become multiples of patch * merge within the pixel bounds, then normalised patches.
+
+        Only the header of an encoded image is read here. Raises DataError, naming `where`, for what is not an image.
+        """
+        if isinstance(image, EncodedImage):
+            size, content, picture = image_size(image.data, where), image.data, lambda: image.decode(where)
+        else:
+            size, content, picture = image.size, repr(image.size).encode() + image.convert("RGB").tobytes(), lambda: image.convert("RGB")
+        width, height = size
+        settings = self.image_processor
+        try:
+            height, width = smart_resize(
+                height,
+                width,
+                factor=settings.patch_size * settings.merge_size,
+                min_pixels=settings.size["shortest_edge"],
+                max_pixels=settings.size["longest_edge"],
+            )
+        except ValueError as error:
+            raise DataError(f"{where}: {error}; crop or drop the image") from None
+        grid = (1, height // settings.patch_size, width // settings.patch_size)
+
+        def load() -> Tensor:
+            out = settings(images=[picture()], return_tensors="pt")
+            assert tuple(out["image_grid_thw"][0].tolist()) == grid
+            patches: Tensor = out["pixel_values"]
+            return patches
+
+        key = hashlib.sha256(self._settings + content).hexdigest()
+        return ProcessedImage(key, grid, grid[1] * grid[2] // settings.merge_size**2, load)
 
     def encode(self, messages: Sequence[Mapping[str, Any]], images: Sequence[ProcessedImage], prefill: str = "") -> EncodedPrompt:
         """Apply the chat template, give every image its placeholders, tokenize.
@@ -109,7 +140,6 @@ def load_processor(
 ) -> Processor:
     """Read tokenizer and image processor of a model folder or hub id. Pixel bounds override the folder's when given."""
     from transformers import AutoTokenizer
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -1,8 +1,8 @@
 """The exact text shown to the model, as chat messages in Qwen's format. The only place that words a prompt.
 
-A message is ``{"role": "user", "content": [part, ...]}`` with parts ``{"type": "image"}`` and ``{"type":
-"text", "text": ...}``. Image parts carry no pixels: the caller passes the images separately, in the order
-in which the parts appear.
+A message is ``{"role": "user", "content": [part, ...]}`` with parts ``{"type": "image"}`` and
+``{"type": "text", "text": ...}``. Image parts carry no pixels: the caller passes the images separately, in
+the order in which the parts appear.
 
 Source of the selection prompt: arXiv 2606.17053 (question, candidate answer, both contexts, "Output A or B
 directly."). Deviations: the wording around that last sentence is ours; the text comes first and the
@@ -118,8 +118,7 @@ def selection_messages(
 
 
 def shown_answer(answer: str, options: Sequence[str]) -> str:
-    """``"B. circle"`` for the answer "B" (or "circle") of a multiple-choice question, else the answer as it
-    is.
+    """``"B. circle"`` for the answer "B" (or "circle") of a multiple-choice question, else the answer itself.
 
     A single letter in range is read as a letter even if it is also the text of another option.
     """

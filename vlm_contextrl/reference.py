@@ -49,7 +49,7 @@ class Settings:
 
 
 def question_prompt(processor: Processor, row: QuestionRow) -> EncodedPrompt:
-    images = [processor.process_image(image.decode()) for image in row.images]
+    images = [processor.process_image(image) for image in row.images]
     return processor.encode(vqa_messages(row.query, len(images), row.options, row.context_text, "direct"), images)
 
 
@@ -57,7 +57,7 @@ def selection_prompt(processor: Processor, pair: ContrastivePair, context_first:
     assert isinstance(pair.context, EncodedImage)
     assert isinstance(pair.confounder, EncodedImage)
     shown = (pair.context, pair.confounder) if context_first else (pair.confounder, pair.context)
-    images = [processor.process_image(image.decode()) for image in shown]
+    images = [processor.process_image(image) for image in shown]
     return processor.encode(selection_messages(pair.query, pair.answer, pair.options), images)
 
 
@@ -96,7 +96,7 @@ def rollout(model: Any, processor: Processor, prompt: EncodedPrompt, settings: S
 def group_rewards(processor: Processor, row: QuestionRow, completions: Sequence[Tensor]) -> Tensor:
     """1 for a right answer, 0 otherwise."""
     texts = [processor.decode(c.tolist()) for c in completions]
-    return torch.tensor([float(score_answer(t, row)) for t in texts])
+    return torch.tensor([float(score_answer(t, row.answer, row.answer_type, row.options)) for t in texts])
 
 
 def group_advantages(rewards_G: Tensor) -> Tensor:

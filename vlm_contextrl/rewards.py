@@ -66,7 +66,8 @@ def load_reward(name: str, style: Style = "direct") -> Reward:
         function = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except ImportError as error:
         raise ConfigError(
-            f"reward {name!r}: module {module_name!r} cannot be imported ({error}); is its folder on PYTHONPATH?"
+            f"reward {name!r}: module {module_name!r} cannot be imported ({error}); "
+            "is its folder on PYTHONPATH?"
         ) from error
     except AttributeError as error:
         raise ConfigError(f"reward {name!r}: module {module_name!r} has no {attribute!r}") from error
@@ -115,8 +116,8 @@ def _checked(name: str, function: Reward, completions: list[str], rows: list[Row
     if count != len(completions):
         shown = type(found).__name__ if count < 0 else f"{count} values"
         raise RewardError(
-            f"reward {name!r} returned {shown} for {len(completions)} completions ({_ids(rows)}); expected a list with "
-            "one number each"
+            f"reward {name!r} returned {shown} for {len(completions)} completions ({_ids(rows)}); "
+            "expected a list with one number each"
         )
     return [_number(name, value, row) for value, row in zip(found, rows, strict=True)]
 

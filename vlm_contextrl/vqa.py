@@ -25,7 +25,7 @@ class Answered:
 
 def question_prompt(processor: Processor, row: QuestionRow, style: Style) -> EncodedPrompt:
     """The prompt of one question row, its images processed."""
-    images = [processor.process_image(image.decode(f"row {row.id}, image {i}")) for i, image in enumerate(row.images)]
+    images = [processor.process_image(image, f"row {row.id}, image {i}") for i, image in enumerate(row.images)]
     return processor.encode(vqa_messages(row.query, len(images), row.options, row.context_text, style), images)
 
 
@@ -48,7 +48,7 @@ def answer_questions(
         groups = sample(policy, prompts, 1, max_new_tokens=max_new_tokens, temperature=0)
         for row, (completion,) in zip(batch, groups, strict=True):
             text = policy.processor.decode(completion.ids.tolist())
-            right = score_answer(text, row)
+            right = score_answer(text, row.answer, row.answer_type, row.options)
             answered.append(Answered(row.id, row.domain, text, right))
         if progress:
             progress(len(batch))

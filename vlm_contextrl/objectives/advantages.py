@@ -1,13 +1,17 @@
 """Group-relative advantages: how much better a completion is than the others of its prompt.
 
-    A_pg = (r_pg - mean_g r_p) / (s + eps)      s = std_g r_p ("group"), std over all rewards ("batch"), or
-    no division ("none")
+    A_pg = (r_pg - mean_g r_p) / (s + eps)
 
-Source: GRPO, arXiv 2402.03300; "none" is the recommendation of Dr. GRPO, arXiv 2503.20783.
-The standard deviation is the unbiased one (divisor G - 1, or P * G - 1), as in TRL and in EasyR1; eps =
-1e-6 as in EasyR1, where TRL has 1e-4. Deviation: a group whose rewards are all the same gets exact zeros.
-Dividing rounding errors of the mean by eps would give it advantages of about 0.01 instead. Left out:
-leave-one-out baselines, pass@k, weights per reward (sum the rewards first).
+    "group"  s = std_g r_p          "batch"  s = std over all rewards          "none"  no division
+
+Source: GRPO, arXiv 2402.03300; "none" is the recommendation of Dr. GRPO, arXiv 2503.20783. The standard
+deviation is the unbiased one (divisor G - 1, or P * G - 1), as in TRL and EasyR1; eps = 1e-6 as in EasyR1,
+where TRL has 1e-4.
+
+Deviation: a group whose rewards are all the same gets exact zeros. Dividing the rounding error of the mean
+by eps would give it advantages of about 0.01 instead.
+
+Left out: leave-one-out baselines, pass@k, weights per reward (sum the rewards first).
 
 P prompts, G completions per prompt.
 """

@@ -1,19 +1,16 @@
 """The policy term: GRPO and its variants, with an optional KL to a reference model.
 
-With r_it = exp(logp_it - old_logp_it), A_i the advantage of completion i, n_i its tokens:
+With r_it = exp(logp_it - old_logp_it), A_i the advantage of completion i and n_i its tokens:
 
-    grpo     L = -1/N sum_i 1/n_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)            arXiv
-             2402.03300
-    dapo     the same sum over all tokens, divided by their number in the step                       arXiv
-             2503.14476
-    dr_grpo  the same sum over all tokens, divided by N * max_tokens                                 arXiv
-             2503.20783
-    gspo     grpo with one ratio per completion, s_i = exp(1/n_i sum_t (logp_it - old_logp_it))      arXiv
-             2507.18071
-    cispo    L = -1/tokens sum_it detach(min(r_it, cap)) A_i logp_it                                 arXiv
-             2506.13585
-    KL       + kl_coef * (exp(d) - d - 1), d = ref_logp - logp ("k3", low variance), summed and divided like
-             its variant
+    grpo     L = -1/N sum_i 1/n_i sum_t min(r_it A_i, clip(r_it, 1 - low, 1 + high) A_i)
+    dapo     the same terms summed over all tokens, divided by the number of tokens in the step
+    dr_grpo  the same terms summed over all tokens, divided by N * max_tokens
+    gspo     grpo with one ratio per completion, s_i = exp(1/n_i sum_t (logp_it - old_logp_it))
+    cispo    L = -1/tokens sum_it detach(min(r_it, cap)) A_i logp_it
+    KL       + kl_coef * (exp(d) - d - 1), d = ref_logp - logp (k3, low variance), reduced like its variant
+
+Sources: arXiv 2402.03300 (grpo), 2503.14476 (dapo), 2503.20783 (dr_grpo), 2507.18071 (gspo) and
+2506.13585 (cispo).
 
 Denominators: N and the number of tokens are totals of the WHOLE optimizer step over all ranks, given as
 `StepTotals`. A call on a micro-batch returns its share: shares add up to the step's loss exactly, whatever
@@ -21,10 +18,12 @@ the accumulation. (Under DDP, which averages gradients over ranks, multiply by t
 metrics are shares too: add them over micro-batches.
 
 Deviations: log-ratios are clamped to +-20 before exp, as in EasyR1, so one wild token cannot overflow; its
-gradient is zero. `dual_clip` (arXiv 1912.09729, in EasyR1 on by default at 3) is off unless given. CISPO
-has no lower bound on the weight, as in the paper's experiments. The published ContextRL settings are clip
-0.2 / 0.3 and KL 0.01 (arXiv 2606.17053). Left out: entropy bonus, masking of truncated completions (leave
-them out of the mask), importance correction for the gap between rollout and training log-probs.
+gradient is zero. `dual_clip` (arXiv 1912.09729; EasyR1 has it on, at 3) is off unless given. CISPO's weight
+has a cap and no lower bound. The published ContextRL settings are clip 0.2 / 0.3 and KL 0.01
+(arXiv 2606.17053).
+
+Left out: entropy bonus; masking of truncated completions (leave them out of the mask); importance
+correction for the gap between rollout and training log-probs.
 
 B completions, T tokens.
 """
@@ -98,9 +97,8 @@ class PolicyConfig:
     def of_paper(cls, variant: PolicyVariant, **changes: Any) -> PolicyConfig:
         """The variant with the clip range of its own paper."""
         found = VARIANTS[variant]
-        return cls(
-            **{"variant": variant, "clip_low": found.clip_low, "clip_high": found.clip_high, **changes}
-        )
+        settings = {"variant": variant, "clip_low": found.clip_low, "clip_high": found.clip_high}
+        return cls(**{**settings, **changes})
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +140,10 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This batch's share of the step's loss (0-d, with gradient) and of its metrics (0-d, detached).
 
-    Metrics: policy_loss, kl (when a reference is given), ratio, approx_kl (k3 of old against new policy),
-    clip_fraction_low (A < 0 and the ratio below its bound) and clip_fraction_high (A > 0 and above). The
-    last four are means over tokens, for gspo over completions.
+    Metrics: policy_loss, kl (when a reference is given), ratio_minus_one, approx_kl (k3 of old against new
+    policy), clip_fraction_low (A < 0 and the ratio below its bound), clip_fraction_high (A > 0 and above).
+    The last four are means over tokens, for gspo over completions; all are 0 on policy, so completions that
+    are left out because their advantage is 0 do not distort them.
     """
     mask_BT = batch.mask_BT.bool()
     logps_BT = batch.logps_BT.masked_fill(~mask_BT, 0.0)  # so that a NaN in the padding gets no gradient
@@ -169,9 +168,8 @@ def policy_loss(
     loss = policy_part = _reduce(-gain_BT, mask_BT, config, normaliser)
     metrics = {"policy_loss": policy_part}
     if batch.ref_logps_BT is not None:
-        difference_BT = (batch.ref_logps_BT.masked_fill(~mask_BT, 0.0) - logps_BT).clamp(
-            -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT
-        )
+        difference_BT = batch.ref_logps_BT.masked_fill(~mask_BT, 0.0) - logps_BT
+        difference_BT = difference_BT.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
         kl = _reduce(difference_BT.exp() - difference_BT - 1, mask_BT, config, normaliser)
         loss = loss + config.kl_coef * kl
         metrics["kl"] = kl
@@ -184,7 +182,7 @@ def policy_loss(
             return (values_BT.sum(dim=1) / mask_BT.sum(dim=1).clamp(min=1)).sum() / normaliser.sequences
         return values_BT.sum() / normaliser.tokens
 
-    metrics["ratio"] = share(ratio_BT)
+    metrics["ratio_minus_one"] = share(ratio_BT - 1)
     metrics["approx_kl"] = share(ratio_BT - 1 - log_ratio_BT)
     metrics["clip_fraction_low"] = share((ratio_BT < low) & (advantages_B1 < 0))
     metrics["clip_fraction_high"] = share((ratio_BT > high) & (advantages_B1 > 0))

@@ -1,24 +1,26 @@
-"""The selection loss L_CA: choose the context that supports the answer, by teacher forcing on the option
-letters.
+"""The selection loss L_CA: choose the context that supports the answer, by teacher forcing on its letter.
 
     D = l+ - log sum_{k != +} exp(l_k)          for two options the margin D = l+ - l-
     L = 1/pairs sum_z -log sigmoid(clip(D_z))
 
-l_k is the logit of option letter k at the position after the prompt, l+ the one of the context that
-supports the answer. Source: arXiv 2606.17053 (two options, clip to [-c, c] with c = 5, one random option
-order). -log sigmoid(D) is exactly the cross-entropy over the K options, so K > 2 is the same loss without a
-special case.
+l_k is the logit of option letter k at the position after the prompt, l+ the one of the context that supports
+the answer. -log sigmoid(D) is exactly the cross-entropy over the K options, so K > 2 is the same loss.
+Source: arXiv 2606.17053 (two options, clip to [-c, c] with c = 5).
 
-clip_mode "two_sided" (the paper): no gradient outside [-c, c], neither for pairs that are confidently right nor
-for pairs that are confidently wrong. "one_sided": only the confidently right ones are flat. "none": plain
-cross-entropy. orders "both" (ours): every pair is shown in both option orders and the loss is taken of the
-average margin, which cancels a constant preference for a position. "random" (the paper): one row per pair.
+clip "two_sided" (the paper): no gradient outside [-c, c], neither for pairs that are confidently right
+nor for pairs that are confidently wrong. "one_sided": only the confidently right ones are flat, so the
+confidently wrong keep their gradient. "none": plain cross-entropy.
+
+orders "random" (the paper): one row per pair. "both" (ours): every pair is shown in both option orders and
+the loss is taken of the average margin, which cancels a constant preference for a position.
 
 Denominator: `pairs` is the number of pairs of the WHOLE optimizer step over all ranks, so the losses (and
 metrics) of its micro-batches add up; both rows of a pair must be in the same micro-batch. The weight lambda
-is the trainer's. Left out: `reverse: true` adds the instance (A', C-, C+) of pairs whose confounder answer
-is known; that only changes which instances are built, nothing here. Normalising over the whole vocabulary:
-other tokens get no gradient from this loss.
+is the trainer's.
+
+Left out: `reverse: true`, which adds the instance (A', C-, C+) of pairs whose confounder answer is known; it
+only changes which instances are built. Normalising over the whole vocabulary: only option letters are
+compared.
 
 B rows, O options, Z pairs.
 """
@@ -34,29 +36,28 @@ from torch.nn.functional import one_hot, softplus
 
 from vlm_contextrl.errors import ConfigError
 
-ClipMode = Literal["two_sided", "one_sided", "none"]
+Clip = Literal["two_sided", "one_sided", "none"]
 Orders = Literal["random", "both"]
 
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """clip: c, in logits. clip_mode and orders as in the header of this file."""
+    """clip and orders as in the header of this file; clip_value: c, in logits."""
 
-    clip: float = 5.0
-    clip_mode: ClipMode = "two_sided"
+    clip: Clip = "two_sided"
+    clip_value: float = 5.0
     orders: Orders = "random"
 
     def __post_init__(self) -> None:
-        if self.clip_mode not in get_args(ClipMode):
-            raise ConfigError(
-                f"selection_loss.clip_mode is {self.clip_mode!r}, expected one of {', '.join(get_args(ClipMode))}"
-            )
+        if self.clip not in get_args(Clip):
+            clips = ", ".join(get_args(Clip))
+            raise ConfigError(f"selection_loss.clip is {self.clip!r}, expected one of {clips}")
         if self.orders not in get_args(Orders):
             raise ConfigError(
                 f"selection_loss.orders is {self.orders!r}, expected one of {', '.join(get_args(Orders))}"
             )
-        if not self.clip > 0:
-            raise ConfigError(f"selection_loss.clip is {self.clip!r}, expected a positive number of logits")
+        if not self.clip_value > 0:
+            raise ConfigError(f"selection_loss.clip_value is {self.clip_value!r}, expected a positive number")
 
     @property
     def rows_per_pair(self) -> int:
@@ -92,10 +93,10 @@ def selection_loss(
         raise ValueError(f"pairs is {pairs}, expected the number of pairs in the whole step")
     margins_B = _margins(batch)
     margins_Z = _average_orders(margins_B, batch) if config.orders == "both" else margins_B
-    c = config.clip
-    if config.clip_mode == "two_sided":
+    c = config.clip_value
+    if config.clip == "two_sided":
         clipped_Z = margins_Z.clamp(-c, c)
-    elif config.clip_mode == "one_sided":
+    elif config.clip == "one_sided":
         clipped_Z = margins_Z.clamp(max=c)
     else:
         clipped_Z = margins_Z
@@ -103,9 +104,7 @@ def selection_loss(
 
     detached_Z, logits_BO = margins_Z.detach(), batch.logits_BO.detach()
     right_Z, wrong_Z = detached_Z > c, detached_Z < -c
-    flat_Z = {"two_sided": right_Z | wrong_Z, "one_sided": right_Z, "none": torch.zeros_like(right_Z)}[
-        config.clip
-    ]
+    flat = {"two_sided": right_Z | wrong_Z, "one_sided": right_Z, "none": torch.zeros_like(right_Z)}
     largest_BO = (logits_BO == logits_BO.amax(dim=1, keepdim=True)).to(margins_B.dtype)
     metrics = {
         "selection_loss": loss.detach(),
@@ -113,7 +112,7 @@ def selection_loss(
         "margin": detached_Z.sum() / pairs,
         "outside_clip_right": right_Z.sum() / pairs,
         "outside_clip_wrong": wrong_Z.sum() / pairs,
-        "no_gradient": flat_Z.sum() / pairs,
+        "no_gradient": flat[config.clip].sum() / pairs,
         "position_a_rate": (largest_BO[:, 0] / largest_BO.sum(dim=1)).sum() / (pairs * config.rows_per_pair),
     }
     return loss, metrics

@@ -2,10 +2,12 @@
 
     L = -1/tokens sum_it mask_it logp_it
 
-The SFT stage of the DA-SFT arm (arXiv 2606.17053), and what trains the embedded tiny model. Denominator:
-`tokens` is the number of masked tokens of the WHOLE optimizer step over all ranks, so the losses (and
-metrics) of its micro-batches add up. Left out: label smoothing, a weight per answer (every token counts the
-same, so long answers count more).
+The SFT stage of the DA-SFT arm (arXiv 2606.17053), and what trains the embedded tiny model.
+
+Denominator: `tokens` is the number of masked tokens of the WHOLE optimizer step over all ranks, so the
+losses (and metrics) of its micro-batches add up.
+
+Left out: label smoothing, a weight per answer (every token counts the same, so long answers count more).
 
 B rows, T tokens.
 """

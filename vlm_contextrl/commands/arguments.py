@@ -1,0 +1,53 @@
+"""Arguments that several commands share, checked before any work starts."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm_contextrl.errors import ConfigError, InputError
+
+
+def _output_file(path: Path | None) -> Path | None:
+    """Hours of work must not end at a folder that is not there."""
+    if path is None:
+        return None
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected the name of a file to write")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    return path
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON.", callback=_output_file),
+]
+PerPairFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--per-pair", metavar="FILE", help="Write the margins of every pair as JSONL.", callback=_output_file
+    ),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="YAML", help="Settings; key=value arguments override them.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. count=1000 seed=1.")
+]
+NewFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder to write.")]
+
+
+def run_config(name: str) -> Path:
+    """The path of a run configuration: a file, or a shipped one by its name without `.yaml`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = Path(str(files("vlm_contextrl.configs")))
+    shipped = {entry.stem: entry for entry in sorted(folder.glob("*.yaml"))}
+    if name in shipped:
+        return shipped[name]
+    raise ConfigError(f"{name}: no such file and no shipped configuration; shipped are {', '.join(shipped)}")

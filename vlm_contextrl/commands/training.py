@@ -1,0 +1,67 @@
+"""`train`, `demo` and `tinyvl build`: commands that make a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm_contextrl.commands import leaf
+from vlm_contextrl.commands.arguments import ConfigFile, NewFolder, Overrides, run_config
+from vlm_contextrl.commands.results import show_summary
+
+tinyvl_app = typer.Typer(help="The embedded model.", no_args_is_help=True)
+
+
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file, or the name of a shipped one, e.g. tiny_contextrl."
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. optim.learning_rate=1e-5."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run directory.", show_default="runs/NAME")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run directory.")
+    ] = False,
+) -> None:
+    """Train a model as a configuration says."""
+    from vlm_contextrl.config import RunConfig, load_config
+
+    settings = load_config(RunConfig, run_config(config), overrides or [])
+    run_dir = out or Path("runs") / settings.name
+    from vlm_contextrl.trainer import (
+        train as run,
+    )  # seconds of torch, after the settings are known to be valid
+
+    show_summary({"run": run_dir, **run(settings, run_dir, resume=resume)})
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for data, run and report.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A shorter run that shows the path, not the effect.")
+    ] = False,
+) -> None:
+    """Render pairs, train the embedded model on them, write a report."""
+    from vlm_contextrl.demo import run
+
+    run(out, quick)
+
+
+@tinyvl_app.command()
+def build(out: NewFolder, overrides: Overrides = None, config: ConfigFile = None) -> None:
+    """Train the embedded model from scratch on rendered scenes."""
+    from vlm_contextrl.config import load_config
+
+    settings = load_config(leaf("vlm_contextrl.data_recipes.tinyvl:TinyVLConfig"), config, overrides or [])
+    show_summary({"out": out, **leaf("vlm_contextrl.data_recipes.tinyvl:run")(settings, out)})

@@ -1,0 +1,90 @@
+"""The run directory: resolved configuration, metrics, samples, evaluations, and trackers on request.
+
+metrics.jsonl holds no wall times, so that an interrupted and resumed run writes the same file as an unbroken one; times are in timings.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_contextrl.config import RunConfig
+from vlm_contextrl.errors import ConfigError, InputError, MissingExtraError
+
+STREAMS = ("metrics", "timings", "samples", "evals")
+
+
+class RunDirectory:
+    """Files of one run."""
+
+    def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
+        self.path = path
+        saved = path / "config.yaml"
+        resolved = config.model_dump(mode="json")
+        if resume:
+            if not saved.is_file():
+                raise InputError(f"{path}: nothing to resume, config.yaml is missing; start without --resume")
+            before = yaml.safe_load(saved.read_text())
+            changed = [key for key in resolved if key != "log" and before.get(key) != resolved[key]]
+            if changed:
+                raise ConfigError(f"{path}: resumed with another configuration ({', '.join(changed)}); use the one of {saved}")
+        elif path.exists() and any(path.iterdir()):
+            raise InputError(f"{path}: exists and is not empty; resume it with --resume, or name another folder with --out")
+        path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            saved.write_text(yaml.safe_dump(resolved, sort_keys=False))
+        self._trackers = [_tracker(name, path, config) for name in config.log.trackers]
+
+    def truncate(self, step: int) -> None:
+        """Drop records of steps after `step`: they are made again."""
+        for stream in STREAMS:
+            file = self.path / f"{stream}.jsonl"
+            if file.is_file():
+                lines = file.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+                file.write_text("".join(kept))
+
+    def write(self, stream: str, record: Mapping[str, Any]) -> None:
+        """Append one record; numbers of metrics and evals go to the trackers too."""
+        with (self.path / f"{stream}.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if stream in ("metrics", "evals"):
+            for tracker in self._trackers:
+                tracker(record)
+
+    def read(self, stream: str) -> list[dict[str, Any]]:
+        """All records of a stream."""
+        file = self.path / f"{stream}.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    flat = {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in record.items() if k != "step"}
+    return {k: float(v) for k, v in flat.items() if isinstance(v, int | float)}
+
+
+def _tracker(name: str, path: Path, config: RunConfig) -> Any:
+    resolved = config.model_dump(mode="json")
+    try:
+        if name == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(path / "tensorboard"))
+
+            def to_tensorboard(record: Mapping[str, Any]) -> None:
+                for key, value in _numbers(record).items():
+                    writer.add_scalar(key, value, record["step"])
+                writer.flush()
+
+            return to_tensorboard
+        import importlib
+
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(f"log.trackers names {name!r}, which is not installed: pip install 'vlm-contextrl[{name}]'") from error
+    module.init(project="vlm-contextrl", name=config.name, config=resolved)
+    return lambda record: module.log(_numbers(record), step=record["step"])
