@@ -17,9 +17,10 @@ test: $(INSTALLED)
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(INSTALLED) types
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
 
 # mypy knows nothing of setuptools' package-dir, so the rooms are linked to where they are installed.
 types: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""What tests share: no network, few threads, small datasets and a tiny random model, made once per session."""
+"""What tests share: no network, few threads, small datasets and a tiny random model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 # Before anything imports torch or huggingface_hub, which read these once.
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
+)
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 
@@ -26,23 +28,37 @@ def questions_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Qwen2.5-VL with random weights (about 0.2 M parameters), saved as an ordinary model folder."""
-    from vlm_contextrl.data_recipes.tinyvl import TinyVLConfig, build_model, build_tokenizer, corpus, save
+    """Qwen2.5-VL with few random weights, saved as an ordinary model folder."""
+    import torch
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from vlm_contextrl.processing import load_processor
+    from vlm_contextrl.data_recipes.tinyvl import TinyVLConfig
+    from vlm_contextrl.data_recipes.tinyvl.architecture import build_model, build_tokenizer
+    from vlm_contextrl.data_recipes.tinyvl.rows import corpus
 
-    folder = tmp_path_factory.mktemp("model")
     config = TinyVLConfig(
-        vocab_size=400, hidden=64, layers=2, intermediate=96, vision_hidden=32, vision_layers=2, vision_intermediate=64
+        vocab_size=400,
+        hidden=64,
+        layers=2,
+        intermediate=96,
+        vision_hidden=32,
+        vision_layers=2,
+        vision_intermediate=64,
     )
-    tokenizer = build_tokenizer(corpus(config, 50), config.vocab_size)
-    ...
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = build_tokenizer(corpus(config, 40), config.vocab_size)
+    with torch.random.fork_rng():
+        model = build_model(config, tokenizer)
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 112 * 112}).save_pretrained(
+        folder
+    )
+    model.save_pretrained(folder)
     return folder
 
 
 def _rendered(tmp_path_factory: pytest.TempPathFactory, rows: str, count: int) -> Path:
     from vlm_contextrl.data_recipes.render import RenderConfig, render_pairs, render_questions
-
     from vlm_contextrl.storage import write_rows
 
     folder = tmp_path_factory.mktemp("rendered") / rows
@@ -50,3 +66,11 @@ def _rendered(tmp_path_factory: pytest.TempPathFactory, rows: str, count: int) -
     made = render_pairs(config) if rows == "pairs" else render_questions(config)
     write_rows(made, folder, recipe="render", config=config.model_dump())
     return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> folder of a tiny random model with a byte-level tokenizer (tests/tiny_models.py)."""
+    from tests.tiny_models import FAMILIES, write_model_folder
+
+    return {f: write_model_folder(f, tmp_path_factory.mktemp(f)) for f in FAMILIES}

@@ -51,9 +51,8 @@ def test_eps_is_added_to_the_deviation() -> None:
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_give_exact_zeros(scale: Any) -> None:
-    """0.1 three times: the float mean is not 0.1, and the rounding error over eps would be an advantage of
-    its own."""
-    rewards_PG = torch.tensor([[0.1] * 3, [0.7] * 3, [0.0, 1.0, 0.5]], dtype=torch.float32)
+    """0.9 three times: the float32 mean is not 0.9, and its error over eps would be an advantage of 0.06."""
+    rewards_PG = torch.tensor([[0.9] * 3, [0.0] * 3, [0.0, 1.0, 0.5]], dtype=torch.float32)
     advantages, metrics = group_advantages(rewards_PG, scale)
     assert torch.equal(advantages[:2], torch.zeros(2, 3))
     assert advantages[2].abs().sum() > 0.5

@@ -141,6 +141,8 @@ def test_very_long_completions_are_read_in_linear_time() -> None:
         "First I compare them.\n(B)",
         "First I compare them.\n**B**",
         "A looks wrong, so it is not that.\n\nB.",
+        "Using both lengths, I find:\n\n**B. circle**",
+        "Using both lengths, I find:\n(B) The circle.",
     ],
 )
 def test_extract_letter(completion: str) -> None:
@@ -188,11 +190,21 @@ def test_extract_letter(completion: str) -> None:
         "A triangle and a cube",
         "I see a cat",
         "Because of a bad image, nothing can be seen",
+        "Using both lengths, I find:\nB. square",
+        "Using both lengths, I find:\nB. something else",
         "Both figures are alike.\nA circle is drawn on the left and the right is empty",
     ],
 )
 def test_extract_no_letter(completion: str) -> None:
     assert extract_answer(completion, "choice", SHAPES) is None
+
+
+def test_a_long_option_may_be_repeated_word_for_word() -> None:
+    """More than 12 words, but nothing other than a letter and its own option."""
+    long = "the large red circle that stands to the left of the small blue square in the upper half"
+    assert extract_answer(f"B. {long}.", "choice", ("square", long)) == "B"
+    assert extract_answer(f"A. {long}.", "choice", ("square", long)) is None
+    assert extract_answer(f"B. {long}, or perhaps the square.", "choice", ("square", long)) is None
 
 
 def test_the_highest_kind_decides_even_when_it_cannot_be_read() -> None:
@@ -209,6 +221,9 @@ def test_the_highest_kind_decides_even_when_it_cannot_be_read() -> None:
         ("B. 1", ("1", "2"), None),
         ("red", ("red", "red"), None),  # two options share the text
         ("A", ("B", "A"), "A"),  # a letter in range is a letter
+        ("B. -5", ("5", "-5"), "B"),  # the minus is not a dash
+        ("(B) - 5", ("-5", "5"), "B"),  # and here the dash is not a minus
+        ("Hence:\nB. -5", ("5", "-5"), "B"),
         ("x", ("x", "y"), "A"),  # out of range: the text counts
         ("x-ray", ("e-mail", "x-ray"), "B"),
         ("e-mail", ("a", "b", "c", "d", "e-mail"), "E"),

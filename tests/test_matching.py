@@ -270,6 +270,7 @@ def test_math_equal(found: str, answer: str) -> None:
         ("\\frac{x}{x-x}", "x"),
         ("1 < 2", "3 < 4"),
         ("f(x)", "x"),
+        ("x-x+5", "5"),  # variables that the right answer lacks are not evaluated
         ("[1,", "[1,2]"),
         ("(1,(2,3))", "(1,2,3)"),
         ("tan", "ant"),

@@ -5,7 +5,7 @@ evaluation.
   1. the last ``<answer>...</answer>``;
   2. the last ``\\boxed{...}``, braces balanced;
   3. the text after the last "answer is" / "Answer:" (also option, choice), to the end of its sentence;
-  4. for a choice, a last line that is one option letter and nothing else;
+  4. for a choice, a last line that is one option letter, alone or with the text of this option;
   5. a completion that is one line of at most 12 words.
 What stands before ``</think>`` is not looked at; a ``<think>`` that is never closed has no answer.
 
@@ -54,10 +54,10 @@ def extract_answer(completion: str, answer_type: AnswerType, options: Sequence[s
     said = _after_marker(text)
     if said is not None:
         return _read_sentence(said, answer_type, options)
-    lines = text.split("\n")
-    if answer_type == "choice" and len(lines) > 1:
-        last = matching.plain(lines[-1]).strip("()[]")
-        return matching.choice_letter(last, options) if len(last) == 1 else None
+    if answer_type == "choice":
+        echoed = matching.echoed_option(text.rpartition("\n")[2], options)
+        if echoed is not None:
+            return echoed
     return _read(text, answer_type, options) if _short(text) else None
 
 

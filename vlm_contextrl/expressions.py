@@ -10,8 +10,8 @@ in the main thread, and in training the expressions come from a sampled policy: 
 \\sqrt{\\sqrt{\\sqrt{2}}*\\frac{0.5}{2}} stall it for minutes.
 
 Left out: expressions over 150 characters, integrals, sums, limits, matrices, undefined functions, powers of
-powers. They are equal only to the same text. Two functions that agree at the three points to 12 digits
-would be called equal.
+powers, variables that the right answer lacks. They are equal only to the same text. Two functions that
+agree at the three points to 12 digits would be called equal.
 """
 
 from __future__ import annotations

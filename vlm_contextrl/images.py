@@ -34,6 +34,8 @@ _PNG_COMPRESS_LEVEL = 2
 _PARSER_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
 )  # fmt: skip
+# Pillow decodes a whole PNG in search of EXIF behind the pixels; these are the chunks that can hold any.
+_PNG_EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _EXPECTED_FILE = f"expected a whole {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} file"
 
@@ -53,7 +55,8 @@ def decode_image(data: bytes, where: str) -> Image.Image:
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(width, height) in pixels of what `decode_image` would give, read from the header only; the same errors."""
     with _opened(data, where) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        plain_png = image.format == "PNG" and not any(mark in data for mark in _PNG_EXIF_MARKS)
+        turned = not plain_png and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.height, image.width) if turned else (image.width, image.height)
 
 

@@ -280,7 +280,7 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _DELIMITED = re.compile(
-    r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*[.:)\]]|([A-Za-z]),|([A-Za-z])\s+-)\s*[.:,-]?\s*(\S.*)"
+    r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*[.:)\]]|([A-Za-z]),|([A-Za-z])\s+-)\s*(?:[.:,]|-(?=\s))?\s*(\S.*)"
 )
 _HEDGE = re.compile(r"^\W*(?:or|and|nor|not|but|either|maybe)\b|^\s*[/&|]", re.IGNORECASE)
 
@@ -298,9 +298,9 @@ def choice_letter(text: str, options: Sequence[str] = ()) -> str | None:
         r"^(?:option|choice|letter|answer)\s+(?=[(\[]?[A-Za-z](?:\W|$))", "", text, flags=re.IGNORECASE
     )
     letters = ascii_uppercase[: len(options)] if options else ascii_uppercase
-    single = re.fullmatch(r"[(\[]?([A-Za-z])[)\]]?", text)
-    if single and single[1].upper() in letters:
-        return single[1].upper()
+    letter, rest = _letter_and_rest(text)
+    if letter and not rest and letter in letters:
+        return letter
     verbatim = [
         letter
         for letter, option in zip(letters, options, strict=False)
@@ -308,11 +308,8 @@ def choice_letter(text: str, options: Sequence[str] = ()) -> str | None:
     ]
     if len(verbatim) == 1:
         return verbatim[0]
-    delimited = _DELIMITED.fullmatch(text)
-    if delimited:
-        letter = next(group for group in delimited.groups() if group).upper()
-        if letter in letters:
-            return letter if _supports(letter, delimited[6], options) else None
+    if letter and letter in letters:
+        return letter if _supports(letter, rest, options) else None
     named = [letter for letter, option in zip(letters, options, strict=False) if words_equal(option, text)]
     if named:
         return named[0] if len(named) == 1 else None
@@ -322,6 +319,27 @@ def choice_letter(text: str, options: Sequence[str] = ()) -> str | None:
         if own or (spaced[1] not in "AI" and _supports(spaced[1], spaced[2], options)):
             return spaced[1]
     return None
+
+
+def echoed_option(line: str, options: Sequence[str] = ()) -> str | None:
+    """The option letter of a line that is only this letter, or the letter and the option's own text."""
+    letters = ascii_uppercase[: len(options)] if options else ascii_uppercase
+    letter, rest = _letter_and_rest(plain(line))
+    if letter not in letters or not letter:
+        return None
+    own = options and words_equal(options[letters.index(letter)], rest)
+    return letter if own or not rest else None
+
+
+def _letter_and_rest(text: str) -> tuple[str, str]:
+    """("B", "") for "(b)", ("B", "circle") for "B. circle", ("", text) for a text without such a letter."""
+    single = re.fullmatch(r"[(\[]?([A-Za-z])[)\]]?", text)
+    if single:
+        return single[1].upper(), ""
+    delimited = _DELIMITED.fullmatch(text)
+    if not delimited:
+        return "", text
+    return next(group for group in delimited.groups() if group).upper(), delimited[6]
 
 
 def _supports(letter: str, rest: str, options: Sequence[str]) -> bool:

@@ -45,6 +45,7 @@ def load_policy(settings: ModelSettings, device: torch.device | str = "cpu", *, 
     if config.model_type not in FAMILIES:
         raise CheckpointError(f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}")
     attention.register()
+    _quiet_progress_of_small_models(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -90,6 +91,16 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
     model.requires_grad_(True)
     model.model.visual.requires_grad_(settings.train_vision)
     return model
+
+
+def _quiet_progress_of_small_models(path: str) -> None:
+    """A progress bar over the weights of one file is noise; over the shards of a large model it is wanted."""
+    from transformers.utils import logging
+
+    if len(list(Path(path).glob("*.safetensors"))) == 1:
+        logging.disable_progress_bar()
+    else:
+        logging.enable_progress_bar()
 
 
 def _refuse_unsafe_folder(path: str) -> None:

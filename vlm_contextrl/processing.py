@@ -66,7 +66,9 @@ class Processor:
         """Tokens that end a completion."""
         return tuple({self.tokenizer.eos_token_id, self.tokenizer.pad_token_id} - {None})
 
-    def process_image(self, image: Image.Image | EncodedImage, where: str = "image") -> ProcessedImage:
+    def process_image(
+        self, image: Image.Image | EncodedImage, where: str = "image", *, resize: bool = True
+    ) -> ProcessedImage:
         """Qwen's rule: sides become multiples of patch * merge within the pixel bounds, then normalised patches.
 
         Only the header of an encoded image is read here. Raises DataError, naming `where`, for what is not an image.
@@ -77,26 +79,28 @@ class Processor:
             size, content, picture = image.size, repr(image.size).encode() + image.convert("RGB").tobytes(), lambda: image.convert("RGB")
         width, height = size
         settings = self.image_processor
-        try:
-            height, width = smart_resize(
-                height,
-                width,
-                factor=settings.patch_size * settings.merge_size,
-                min_pixels=settings.size["shortest_edge"],
-                max_pixels=settings.size["longest_edge"],
-            )
-        except ValueError as error:
-            raise DataError(f"{where}: {error}; crop or drop the image") from None
+        if resize:
+            height, width = self._resized(height, width, where)
         grid = (1, height // settings.patch_size, width // settings.patch_size)
 
         def load() -> Tensor:
-            out = settings(images=[picture()], return_tensors="pt")
+            out = settings(images=[picture()], do_resize=resize, return_tensors="pt")
             assert tuple(out["image_grid_thw"][0].tolist()) == grid
             patches: Tensor = out["pixel_values"]
             return patches
 
         key = hashlib.sha256(self._settings + content).hexdigest()
         return ProcessedImage(key, grid, grid[1] * grid[2] // settings.merge_size**2, load)
+
+    def _resized(self, height_px: int, width_px: int, where: str) -> tuple[int, int]:
+        settings = self.image_processor
+        factor = settings.patch_size * settings.merge_size
+        bounds = {"min_pixels": settings.size["shortest_edge"], "max_pixels": settings.size["longest_edge"]}
+        try:
+            resized: tuple[int, int] = smart_resize(height_px, width_px, factor=factor, **bounds)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}; crop or drop the image") from None
+        return resized
 
     def encode(self, messages: Sequence[Mapping[str, Any]], images: Sequence[ProcessedImage], prefill: str = "") -> EncodedPrompt:
         """Apply the chat template, give every image its placeholders, tokenize.

@@ -161,9 +161,11 @@ def _processor(tokenizer: Any, out: Path) -> Processor:
 
 
 def save(model: Any, processor: Processor, out: Path) -> None:
-    """Write bfloat16 weights, tokenizer and image processor as an ordinary model folder."""
+    """Write bfloat16 weights, tokenizer and image processor as an ordinary model folder, which `AutoProcessor` reads as well."""
     import copy
 
-    half = copy.deepcopy(model).to(torch.bfloat16)
-    half.save_pretrained(out)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
     processor.save(str(out))
+    for name in ("preprocessor_config.json", "tokenizer_config.json"):
+        settings = json.loads((out / name).read_text())
+        (out / name).write_text(json.dumps(settings | {"processor_class": "Qwen2_5_VLProcessor"}, indent=2) + "\n")

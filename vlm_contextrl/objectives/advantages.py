@@ -9,7 +9,7 @@ deviation is the unbiased one (divisor G - 1, or P * G - 1), as in TRL and EasyR
 where TRL has 1e-4.
 
 Deviation: a group whose rewards are all the same gets exact zeros. Dividing the rounding error of the mean
-by eps would give it advantages of about 0.01 instead.
+by eps would give it advantages of up to 0.1 instead.
 
 Left out: leave-one-out baselines, pass@k, weights per reward (sum the rewards first).
 

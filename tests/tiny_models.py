@@ -1,0 +1,189 @@
+"""Tiny random Qwen2.5-VL and Qwen3-VL models with a byte-level tokenizer, and the rows and images to feed them.
+
+The weights are drawn, then all matrices scaled up: attention is then sharp enough for a wrong mask or a wrong
+position to show. Every byte is one token, so an answer's tokens can be read off its letters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_contextrl.config import ModelSettings
+from vlm_contextrl.models import load_policy
+from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
+from vlm_contextrl.policy import Policy
+from vlm_contextrl.processing import EncodedPrompt, Processor
+from vlm_contextrl.prompts import vqa_messages
+
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> Any:
+    """One token per byte and Qwen's special tokens, 264 in all."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_config(family: str, tokenizer: Any) -> Any:
+    """Two layers of 32 in the language model, two in the vision tower, one of them feeding deepstack."""
+    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+    text = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "vocab_size": len(tokenizer), "max_position_embeddings": 2048, "tie_word_embeddings": False,
+        "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 32}
+    shared = {
+        "image_token_id": ids["<|image_pad|>"], "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"], "vision_end_token_id": ids["<|vision_end|>"],
+    }  # fmt: skip
+    if family == "qwen2_5_vl":
+        text["hidden_size"], vision["out_hidden_size"] = 64, 64  # its head size is hidden / heads
+        vision |= {"fullatt_block_indexes": [1], "window_size": 56}
+        return Qwen2_5_VLConfig(text_config=text, vision_config=vision, **shared)
+    text["rope_parameters"]["mrope_interleaved"] = True
+    vision |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 64}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, **shared)
+
+
+def write_model_folder(family: str, folder: Path, seed: int = 0) -> Path:
+    """An ordinary model folder: weights, tokenizer, image processor (images of 1 to 12 visual tokens)."""
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = byte_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(tiny_config(family, tokenizer))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    patch = 14 if family == "qwen2_5_vl" else 16
+    bounds = {"shortest_edge": (2 * patch) ** 2, "longest_edge": 12 * (2 * patch) ** 2}
+    Qwen2VLImageProcessorPil(patch_size=patch, size=bounds).save_pretrained(folder)
+    return folder
+
+
+def tiny_policy(folder: Path, *, trainable: bool = True, **settings: Any) -> Policy:
+    """A policy of a folder; all weights are trained unless the settings say otherwise."""
+    defaults = {"path": str(folder), "train_vision": settings.get("tuning", "full") == "full"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # adapters start from random numbers
+        return load_policy(ModelSettings(**(defaults | settings)), trainable=trainable)
+
+
+def plain_model(folder: Path) -> Any:
+    """The same weights in an untouched transformers model with its own attention."""
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+
+
+def strict_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a float64 model be one: transformers takes RMSNorm and the vision tower's rotary positions in float32.
+
+    Without this, two ways that differ in the 16th digit can round to different float32 numbers, and agree to
+    about 1e-7 only.
+    """
+    import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as qwen2_5
+    import transformers.models.qwen3_vl.modeling_qwen3_vl as qwen3
+
+    def norm(self: Any, x: Tensor) -> Tensor:
+        out: Tensor = self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+        return out
+
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = cos.unsqueeze(-2).to(q), sin.unsqueeze(-2).to(q)
+        return q * cos + qwen3.rotate_half(q) * sin, k * cos + qwen3.rotate_half(k) * sin
+
+    monkeypatch.setattr(qwen2_5.Qwen2_5_VLRMSNorm, "forward", norm)
+    monkeypatch.setattr(qwen3.Qwen3VLTextRMSNorm, "forward", norm)
+    monkeypatch.setattr(qwen2_5, "apply_rotary_pos_emb_vision", rotate)
+    monkeypatch.setattr(qwen3, "apply_rotary_pos_emb_vision", rotate)
+
+
+def noise_image(seed: int, width: int = 56, height: int = 56) -> Image.Image:
+    """A picture of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def question(n: int, n_images: int = 1, query: str = "How many?", answer: str = "7") -> QuestionRow:
+    """Question `q<n>` with images of its own."""
+    images = tuple(EncodedImage.from_image(noise_image(100 * n + i, 56 + 28 * i)) for i in range(n_images))
+    return QuestionRow(
+        id=f"q{n}", query=query, answer=answer, images=images, provenance={"licence": "CC0-1.0"}
+    )
+
+
+def image_pair(n: int, confounder_answer: str | None = "8") -> ContrastivePair:
+    """Pair `p<n>` with images of its own."""
+    context, confounder = (EncodedImage.from_image(noise_image(10_000 + 2 * n + i)) for i in range(2))
+    return ContrastivePair(
+        id=f"p{n}",
+        query="How many?" + " Look." * (n % 3),
+        answer="7",
+        confounder_answer=confounder_answer,
+        context=context,
+        confounder=confounder,
+        provenance={"licence": "CC0-1.0"},
+    )
+
+
+def ask(processor: Processor, text: str, images: Sequence[Image.Image] = ()) -> EncodedPrompt:
+    """The prompt of a question about images."""
+    messages = vqa_messages(text, len(images))
+    return processor.encode(messages, [processor.process_image(image) for image in images])
+
+
+def random_ids(seed: int, n: int) -> Tensor:
+    """n byte tokens: never a special one."""
+    return torch.randint(0, 256, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Gradient of every parameter that has one, by its name in the transformers model."""
+    found = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+def worst_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest absolute difference of two sets of gradients, which must be of the same parameters."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
