@@ -51,8 +51,10 @@ def test_grid_and_patches_equal_qwens(size: tuple[int, int], patch_size: int) ->
 
 
 @pytest.mark.parametrize("factor", [28, 32])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [s for s in SIZES if min(s) >= 16] + [(3000, 1500), (5000, 4000)])
 def test_sizes_equal_qwen_vl_utils(size: tuple[int, int], factor: int) -> None:
+    """Sides under half a token are left out: there the two disagree (13 x 411 px: 15 visual tokens by
+    qwen-vl-utils, 6 by transformers). We follow the model's image processor."""
     try:
         from qwen_vl_utils import vision_process
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch

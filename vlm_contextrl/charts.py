@@ -268,7 +268,8 @@ def _bar(x_of: Scale, y: float, thickness: float, look: Look, entry: Accuracy | 
     if low is not None and high is not None:
         ends = [units(x_of(100 * edge)) for edge in (low, high)]
         caps = "".join(f"M{x} {units(y + 2)}V{units(y + thickness - 2)}" for x in ends)
-        drawn += element("path", "whisker", d=f"M{ends[0]} {units(y + thickness / 2)}H{ends[1]}{caps}")
+        line = f"M{ends[0]} {units(y + thickness / 2)}H{ends[1]}{caps}"
+        drawn += element("path", "halo", d=line) + element("path", "whisker", d=line)
     return drawn + label(f"{number(100 * value, 1)}%", f"value {look}", right, base, "end")
 
 

@@ -58,6 +58,7 @@ class Sample:
     answer: str
     completions: Sequence[str]
     rewards: Sequence[float]
+    options: Sequence[str] = ()
     image: EncodedImage | None = None
 
 
@@ -139,15 +140,14 @@ def example_card(example: Example) -> str:
         f'<tr><th scope="row">right picture is {letter}</th>{_margin_cell(before)}{_margin_cell(after)}</tr>'
         for letter, before, after in zip("AB", example.before, example.after, strict=True)
     )
-    edit = pair.provenance.get("edit")
-    changed = f'<p class="note">Difference: {escape(str(edit))}</p>' if edit else ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("margin, logits", "before", "after"))
+    tag = f'<span class="tag {example.outcome.replace(" ", "-")}">{example.outcome}</span>'
     return (
-        f'<article class="card"><p class="tags"><span class="tag {example.outcome.replace(" ", "-")}">'
-        f"{example.outcome}</span><span>{escape(pair.domain)}</span></p>"
-        f'{question_lines(pair.query, pair.options)}<p class="answer">Answer: <strong>{escape(answer)}</strong></p>'
-        f'{pictures(pair, (f"supports {answer}", supports))}{changed}<table class="margins"><thead><tr>'
-        '<th scope="col">margin, logits</th><th scope="col">before</th><th scope="col">after</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></article>"
+        f'<article class="card"><p class="tags">{tag}<span>{escape(pair.domain)}</span></p>'
+        f"{question_lines(pair.query, pair.options)}"
+        f'<p class="answer">Answer: <strong>{escape(answer)}</strong></p>'
+        f"{pictures(pair, (f'supports {answer}', supports))}{_edit_note(pair)}"
+        f'<table class="margins"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></article>'
     )
 
 
@@ -160,16 +160,24 @@ def sample_card(sample: Sample) -> str:
         css = "good" if reward > 0 else "bad"
         items += f'<li class="{css}"><span class="completion">{shown}</span>'
         items += f'<span class="count">{n} &times;, reward {number(reward)}</span></li>'
+    answer = escape(shown_answer(sample.answer, sample.options))
     image = ""
     if sample.image is not None:
         image = _picture(
             sample.image.decode(f"sample of step {sample.step}"), None, "picture of the question"
         )
     return (
-        f'<article class="card"><p class="tags"><span>step {sample.step}</span></p><div class="sampled">{image}'
-        f"<div>{question_lines(sample.query, ())}<p>Answer: <strong>{escape(sample.answer)}</strong></p>"
+        f'<article class="card"><p class="tags"><span>step {sample.step}</span></p>'
+        f'<div class="sampled">{image}<div>{question_lines(sample.query, sample.options)}'
+        f'<p class="answer">Answer: <strong>{answer}</strong></p>'
         f'<ul class="completions">{items}</ul></div></div></article>'
     )
+
+
+def _edit_note(pair: ContrastivePair) -> str:
+    edit, edited = (str(pair.provenance.get(key) or "") for key in ("edit", "edited"))
+    side = {"context": " (left picture)", "confounder": " (right picture)"}.get(edited, "")
+    return f'<p class="note">Edit{side}: {escape(edit)}</p>' if edit else ""
 
 
 def _picture(image: Image.Image, box: Box | None, alt: str) -> str:

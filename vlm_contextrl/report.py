@@ -92,25 +92,26 @@ def render_report(data: ReportData) -> str:
 def _explanation(data: ReportData) -> str:
     term = _selection_term(data.config)
     if term is None:
-        used = "This run measures selection and does not train it."
+        used = "This run measures selection and does not train it"
     else:
         names = {"weight": "&lambda; =", "clip_value": "<var>c</var> =", "orders": "option orders:"}
         used = "In this run: " + ", ".join(
             f"{name} {escape(str(term.get(key)))}" for key, name in names.items()
         )
     return f"""<section class="prose"><h2>What you are seeing</h2>
-<p>A vision-language model can answer fluently and still miss the one detail that decides. ContextRL trains it on
-two things at once. It answers questions about pictures and is rewarded for right answers (reinforcement learning,
-GRPO). And it is shown a question, an answer and two pictures that look almost the same, and learns which of them
-supports the answer (context selection). Nothing is sampled for this second part: the logits of the letters A and
-B are compared in one forward pass.</p></section>
+<p>A vision-language model can answer fluently and still miss the one detail that decides. ContextRL trains it
+on two things at once. It answers questions about pictures and is rewarded for right answers (reinforcement
+learning, GRPO). And it is shown a question, an answer and two pictures that look almost the same, and learns
+which of them supports the answer (context selection). Nothing is sampled for this second part: the logits of
+the letters A and B are compared in one forward pass.</p></section>
 {_what_is_asked(data)}
-<section class="prose"><p class="formula"><var>D</var> = logit of the supporting picture&rsquo;s letter &minus; logit
-of the other letter<br><var>L</var> = <var>L</var><sub>GRPO</sub> + &lambda; &middot; mean over pairs of
+<section class="prose"><p class="formula">
+<var>D</var> = logit of the supporting picture&rsquo;s letter &minus; logit of the other letter<br>
+<var>L</var> = <var>L</var><sub>GRPO</sub> + &lambda; &middot; mean over pairs of
 [ &minus;log &sigma;( clip( <var>D</var>, &minus;<var>c</var>, <var>c</var> ) ) ]</p>
-<p><var>D</var> is the <em>margin</em>: above zero the model picks the right picture, at zero it cannot tell. {used}.
-Outside &plusmn;<var>c</var> a pair has no gradient in the paper&rsquo;s form, whether it is confidently right or
-confidently wrong; both are counted below.</p>
+<p><var>D</var> is the <em>margin</em>: above zero the model picks the right picture, at zero it cannot tell.
+{used}. Outside &plusmn;<var>c</var> a pair has no gradient in the paper&rsquo;s form, whether it is
+confidently right or confidently wrong; both are counted below.</p>
 <p class="note">Source: {PAPER}. Another paper, arXiv 2602.22623, carries the same short name and is
 unrelated.</p></section>"""
 
@@ -122,10 +123,12 @@ def _what_is_asked(data: ReportData) -> str:
     pair = data.examples[0].pair
     answer = escape(shown_answer(pair.answer, pair.options))
     return (
-        '<section class="ask" aria-label="What the model is asked"><div class="prompt"><p class="note">The model '
-        f"is asked:</p>{question_lines(pair.query, pair.options)}<p>Answer: <strong>{answer}</strong></p><p>Which "
-        'image supports the answer? Output A or B directly.</p><p class="note">Here the right letter is A.</p>'
-        f"</div>{pictures(pair, ('Image A', 'Image B'), outlined=False)}</section>"
+        '<section class="ask" aria-label="What the model is asked"><div class="prompt">'
+        f'<p class="note">The model is asked:</p>{question_lines(pair.query, pair.options)}'
+        f"<p>Answer: <strong>{answer}</strong></p>"
+        "<p>Which image supports the answer? Output A or B directly.</p>"
+        f'<p class="note">Here the right letter is A.</p></div>'
+        f"{pictures(pair, ('Image A', 'Image B'), outlined=False)}</section>"
     )
 
 
@@ -160,17 +163,26 @@ def _curves(data: ReportData) -> str:
     ]
     step, share = "training step", "share of pairs"
     charts = [line_chart("reward", "Reward", reward, x_label=step, y_label="reward or accuracy")]
-    if any(y is not None for _, y in _points(data, "margin")):
+    if any(y is not None for _, y in margin[0].points):
+        even, zero = {"chance": 0.5}, {"cannot tell": 0.0}
         charts += [
             line_chart(
-                "selection", "Selection accuracy", selection,
-                x_label=step, y_label=share, y_range=(0, 1), references={"chance": 0.5},
+                "selection",
+                "Selection accuracy",
+                selection,
+                x_label=step,
+                y_label=share,
+                y_range=(0, 1),
+                references=even,
             ),
-            line_chart("margin", "Mean margin", margin, x_label=step, y_label="logits", references={"cannot tell": 0.0}),
-            line_chart("outside", "Pairs outside the clip", outside, x_label=step, y_label=share, y_range=(0, 1)),
-        ]  # fmt: skip
+            line_chart("margin", "Mean margin", margin, x_label=step, y_label="logits", references=zero),
+            line_chart(
+                "outside", "Pairs outside the clip", outside, x_label=step, y_label=share, y_range=(0, 1)
+            ),
+        ]
     note = '<p class="note">Dots are measured on held-out data, with 95% intervals.</p>' if data.evals else ""
-    return f'<section><h2>Training, step by step</h2>{note}<div class="grid charts">{"".join(charts)}</div></section>'
+    grid = f'<div class="grid charts">{"".join(charts)}</div>'
+    return f"<section><h2>Training, step by step</h2>{note}{grid}</section>"
 
 
 def _points(data: ReportData, key: str) -> list[Point]:
@@ -198,11 +210,12 @@ def _gallery(data: ReportData) -> str:
         if name in data.outcomes
     )
     cards = "".join(example_card(example) for example in data.examples)
+    toggle = "Outline what differs (the model does not see the outline)"
     return (
         '<section><h2>Pairs to look at</h2><p class="note">Drawn at random inside each outcome, failures '
-        f'included. Question and answer are given; the model picks the picture.</p><ul class="outcomes">{counts}'
-        '</ul><input type="checkbox" id="outlines" checked> <label for="outlines">Outline what differs (the model '
-        f'does not see the outline)</label><div class="grid">{cards}</div></section>'
+        "included. Question and answer are given; the model picks the picture.</p>"
+        f'<ul class="outcomes">{counts}</ul><input type="checkbox" id="outlines" checked> '
+        f'<label for="outlines">{toggle}</label><div class="grid">{cards}</div></section>'
     )
 
 
@@ -210,9 +223,10 @@ def _samples(data: ReportData) -> str:
     if not data.samples:
         return ""
     cards = "".join(sample_card(sample) for sample in data.samples)
+    note = "Each card is one group: several answers sampled for one question, equal ones counted."
     return (
-        '<section><h2>Answers sampled while training</h2><p class="note">Each card is one group: several answers '
-        f'sampled for one question, equal ones counted.</p><div class="grid">{cards}</div></section>'
+        f'<section><h2>Answers sampled while training</h2><p class="note">{note}</p>'
+        f'<div class="grid">{cards}</div></section>'
     )
 
 

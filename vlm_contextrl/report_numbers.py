@@ -78,9 +78,10 @@ def measure_table(summary: Summary) -> str:
     if not any(rows):
         return ""
     return (
-        '<section><h2>All measures</h2><p class="note">On held-out pairs and questions: no image and no scene '
-        "of them was trained on. Under each value its 95% interval (bootstrap over pairs or questions) and the "
-        'number of pairs or questions.</p><div class="card scroll"><table class="measures"><thead><tr>'
+        '<section><h2>All measures</h2><p class="note">On held-out pairs and questions: no image and no '
+        "scene of them was trained on. Under each value its 95% interval (bootstrap over pairs or questions) "
+        'and the number of pairs or questions.</p><div class="card scroll">'
+        '<table class="measures"><thead><tr>'
         '<th scope="col">measure</th><th scope="col">before</th><th scope="col">after</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
@@ -160,7 +161,7 @@ def _cell(entry: Mapping[str, Any] | None, scale: float, unit: str, digits: int)
     value, low, high = (finite((entry or {}).get(key)) for key in ("value", "low", "high"))
     if entry is None or value is None:
         return f"<td>{MISSING}</td>"
-    below = f"n = {escape(str(entry.get('n', MISSING)))}"
+    below = f"<span>n = {escape(str(entry.get('n', MISSING)))}</span>"
     if low is not None and high is not None:
-        below = f"{number(scale * low, digits)} to {number(scale * high, digits)}, {below}"
+        below = f"<span>{number(scale * low, digits)} to {number(scale * high, digits)},</span> {below}"
     return f"<td>{number(scale * value, digits)}{unit}<small>{below}</small></td>"

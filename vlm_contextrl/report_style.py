@@ -25,7 +25,7 @@ p { margin: 6px 0; }
   padding: 14px 16px; margin: 0; min-width: 0; }
 .grid { display: grid; gap: 14px; margin: 14px 0; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
-.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+.charts { align-items: stretch; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
 .headline { align-items: stretch; }
 .headline .card h3 { color: var(--soft); font-weight: 600; }
 .big { font-size: clamp(1.5rem, 4vw, 2rem); font-weight: 650; line-height: 1.25; margin: 2px 0;
@@ -33,13 +33,15 @@ p { margin: 6px 0; }
 .big .was { color: var(--soft); font-weight: 450; }
 .big .now { color: var(--after); }
 .gain { font-size: .92rem; font-variant-numeric: tabular-nums; }
-.formula { background: var(--tint); border-radius: 8px; padding: 10px 14px; margin: 12px 0; line-height: 1.8; }
+.formula { background: var(--tint); border-radius: 8px; padding: 10px 14px; margin: 12px 0;
+  line-height: 1.8; }
 footer { color: var(--soft); font-size: .84rem; margin-top: 48px; }
 :focus-visible { outline: 2px solid var(--after); outline-offset: 2px; }
 
 figcaption { font-weight: 600; }
 figure > svg { display: block; width: 100%; height: auto; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: .84rem; color: var(--soft); margin: 2px 0; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; font-size: .84rem; color: var(--soft);
+  margin: 2px 0; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; }
 .legend svg { flex: none; }
 .defs { position: absolute; width: 0; height: 0; }
@@ -51,6 +53,7 @@ svg .base { stroke: var(--soft); }
 svg .zero { stroke: var(--ink); stroke-width: 1.4; }
 svg .reference { stroke: var(--soft); stroke-dasharray: 2 3; }
 svg .whisker { stroke: var(--ink); stroke-width: 1.3; fill: none; }
+svg .halo { stroke: var(--card); stroke-width: 3.6; fill: none; }
 svg .raw { fill: none; stroke-width: 1; opacity: .35; }
 svg .curve { fill: none; stroke-width: 2.4; stroke-linejoin: round; }
 svg .curve.before, svg .curve.wrong { stroke-dasharray: 7 4; }
@@ -64,13 +67,14 @@ svg .fill.wrong { fill: var(--wrong); stroke: var(--card); }
 details summary { cursor: pointer; color: var(--soft); font-size: .84rem; margin-top: 6px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--grid); vertical-align: top; }
+th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--grid);
+  vertical-align: top; }
 tbody th { font-weight: 450; }
 thead th { color: var(--soft); font-weight: 600; }
 .measures, .margins { width: 100%; }
 .measures td, .measures thead th + th { text-align: right; padding: 6px 0 6px 12px; }
 .measures small { display: block; color: var(--soft); font-size: .8rem; font-weight: 450; }
-.measures td { min-width: 5.4em; }
+.measures small span { white-space: nowrap; }
 .measures tbody th { font-weight: 600; }
 .margins td, .margins thead th + th { text-align: right; padding: 4px 0 4px 10px; white-space: nowrap; }
 .facts th { white-space: nowrap; }
@@ -109,5 +113,6 @@ label[for=outlines] { font-size: .9rem; }
 .completion { font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .count { color: var(--soft); font-size: .8rem; text-align: right; }
+@media (max-width: 480px) { svg text { font-size: 13.5px; } .chart { padding: 12px 9px; } }
 @media print { body { background: #fff; } .card, .chart { break-inside: avoid; } }
 """

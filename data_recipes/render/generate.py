@@ -58,7 +58,7 @@ class RenderConfig(BaseModel):
 
 def make_pair(config: RenderConfig, index: int) -> ContrastivePair:
     """Pair number `index`, whatever was made before."""
-    rng = Random(f"{config.seed}:{index}")
+    rng = Random(f"pair:{config.seed}:{index}")
     domain = DOMAINS[rng.choice(config.domains)]
     question_type = rng.choice(domain.types)
     for _ in range(MAX_REDRAWS):
@@ -98,7 +98,7 @@ def make_pair(config: RenderConfig, index: int) -> ContrastivePair:
 
 def make_question(config: RenderConfig, index: int) -> QuestionRow:
     """Question number `index`, whatever was made before."""
-    rng = Random(f"{config.seed}:{index}")
+    rng = Random(f"question:{config.seed}:{index}")
     domain = DOMAINS[rng.choice(config.domains)]
     question_type = rng.choice(domain.types)
     scene, question = domain.ask(question_type, rng)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vlm_contextrl import attention
 from vlm_contextrl.data_recipes.tinyvl.architecture import build_model, build_tokenizer
+from vlm_contextrl.data_recipes.tinyvl.card import measure, write_card
 from vlm_contextrl.data_recipes.tinyvl.rows import PretrainingRows, corpus
 from vlm_contextrl.data_recipes.tinyvl.settings import TinyVLConfig
 from vlm_contextrl.data_recipes.tinyvl.vision_stage import FactHead, vision_loss
@@ -69,7 +70,10 @@ def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
     vision_stage(policy, config, log)
     language_stage(policy, config, log)
     save(model, policy.processor, out)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "stages": log.last}
+    result = {"parameters": sum(p.numel() for p in model.parameters()), "stages": log.last}
+    measured = measure(out, config.size_px)
+    write_card(out, config, result, measured)
+    return result | measured
 
 
 class StageLog:

@@ -1,0 +1,191 @@
+"""Sampling against transformers' own `generate`, and sampled log-probs against those of training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny_models import FAMILIES, SPECIAL_TOKENS, ask, noise_image, plain_model, tiny_policy
+from vlm_contextrl.packing import Continuation, PackedRow, pack
+from vlm_contextrl.policy import Policy
+from vlm_contextrl.processing import EncodedPrompt
+from vlm_contextrl.rollout import Completion, sample
+
+NEVER = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|im_start|>")
+
+
+def prompts_of(policy: Policy) -> list[EncodedPrompt]:
+    """Lengths that differ, one image, none, two."""
+    processor = policy.processor
+    return [
+        ask(processor, "How many?", [noise_image(1)]),
+        ask(processor, "Why?"),
+        ask(processor, "Which of the two is the larger one?", [noise_image(2, 84, 28), noise_image(3)]),
+    ]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(policy: Policy, n: int = 4, seed: int = 0, **settings: Any) -> list[list[Completion]]:
+    options = {"max_new_tokens": 6, "temperature": 1.0, "generator": seeded(seed)} | settings
+    return sample(policy, prompts_of(policy), n, **options)
+
+
+def ids_of(groups: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[c.ids.tolist() for c in group] for group in groups]
+
+
+def forbidden_ids(policy: Policy) -> list[int]:
+    return [policy.processor.tokenizer.convert_tokens_to_ids(name) for name in NEVER]
+
+
+def raise_logits(policy: Policy, ids: list[int], by: float) -> None:
+    """Add to the logits of some tokens, whatever the prompt."""
+    head = policy.base.lm_head
+    original = head.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        logits: Tensor = original(hidden)
+        logits[..., ids] += by
+        return logits
+
+    head.forward = forward
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate(family: str, qwen_folders: dict[str, Path]) -> None:
+    """Token for token, prompts of three lengths in one left-padded batch."""
+    policy = tiny_policy(qwen_folders[family], trainable=False)
+    model = plain_model(qwen_folders[family]).eval()
+    prompts = prompts_of(policy)
+    found = sample(policy, prompts, 1, max_new_tokens=8, temperature=0)
+    T = max(len(p) for p in prompts)
+    pad = policy.processor.tokenizer.pad_token_id
+    ids = torch.stack([torch.cat([torch.full((T - len(p),), pad), p.ids_T]) for p in prompts])
+    images = [i for p in prompts for i in p.images]
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.stack([(torch.arange(T) >= T - len(p)).long() for p in prompts]),
+        mm_token_type_ids=(ids == policy.processor.image_token_id).int(),
+        pixel_values=torch.cat([i.patches_ND for i in images]),
+        image_grid_thw=torch.tensor([i.grid_thw for i in images]),
+        suppress_tokens=forbidden_ids(policy),
+        eos_token_id=list(policy.processor.end_ids),
+        pad_token_id=pad,
+        max_new_tokens=8,
+        do_sample=False,
+    )[:, T:]
+    for (completion,), row in zip(found, out, strict=True):
+        assert completion.ids.tolist() == row[: len(completion.ids)].tolist()
+        assert completion.truncated == (int(completion.ids[-1]) not in policy.processor.end_ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logps_equal_training_logps(
+    family: str, temperature: float, qwen_folders: dict[str, Path]
+) -> None:
+    """What is sampled with a cache and left padding is what the packed forward trains on: 1e-5 per token."""
+    policy = tiny_policy(qwen_folders[family])
+    prompts, groups = prompts_of(policy), drawn(policy, temperature=temperature)
+    rows = [
+        PackedRow(p, tuple(Continuation(c.ids) for c in g)) for p, g in zip(prompts, groups, strict=True)
+    ]
+    batch = pack(rows, policy.positions, policy.processor.tokenizer.pad_token_id)
+    with torch.no_grad():
+        logps_L = policy(packed=batch, temperature=temperature)[0]
+    sampled_L = torch.cat([c.logps for g in groups for c in g])
+    torch.testing.assert_close(sampled_L, logps_L, rtol=0, atol=1e-5)
+
+
+def test_batch_composition_does_not_change_greedy_results(qwen_folders: dict[str, Path]) -> None:
+    """A prompt alone, in another order, or beside longer ones: the same tokens."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
+    prompts = prompts_of(policy)
+    together = ids_of(sample(policy, prompts, 2, max_new_tokens=6, temperature=0))
+    backwards = ids_of(sample(policy, prompts[::-1], 2, max_new_tokens=6, temperature=0))[::-1]
+    alone = [ids_of(sample(policy, [p], 2, max_new_tokens=6, temperature=0))[0] for p in prompts]
+    assert together == backwards == alone
+    assert all(first == second for first, second in together)
+
+
+def test_same_seed_same_completions(qwen_folders: dict[str, Path]) -> None:
+    policy = tiny_policy(qwen_folders["qwen3_vl"], trainable=False)
+    first = ids_of(drawn(policy, seed=1))
+    assert ids_of(drawn(policy, seed=1)) == first
+    assert ids_of(drawn(policy, seed=2)) != first
+
+
+def test_frequencies_follow_the_temperature(qwen_folders: dict[str, Path]) -> None:
+    """The first tokens of 2,000 completions against the policy's own probabilities of single bytes: each
+    frequency within five standard errors."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
+    n, prompt = 2000, prompts_of(policy)[1]
+    (group,) = sample(policy, [prompt], n, max_new_tokens=1, temperature=0.5, generator=seeded(0))
+    counts_V = torch.bincount(torch.tensor([int(c.ids[0]) for c in group]), minlength=256 + len(SPECIAL_TOKENS))
+    rows = [PackedRow(prompt, tuple(Continuation(torch.tensor([v])) for v in range(256)))]  # all bytes
+    with torch.no_grad():
+        logps_L = policy(packed=pack(rows, policy.positions, 256), temperature=0.5)[0]
+    p_V = logps_L.exp()
+    error_V = (p_V * (1 - p_V) / n).sqrt()
+    assert bool(((counts_V[:256] / n - p_V).abs() < 5 * error_V + 1e-3).all())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_placeholders_are_never_sampled(temperature: float, qwen_folders: dict[str, Path]) -> None:
+    """Even when the model all but insists. The log-probs stay those of the unrestricted policy: a byte is then
+    as unlikely as training will find it (20 nats below)."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
+    raise_logits(policy, forbidden_ids(policy), 20.0)
+    groups = drawn(policy, temperature=temperature)
+    tokens = {token for g in groups for c in g for token in c.ids.tolist()}
+    assert tokens.isdisjoint(forbidden_ids(policy))
+    assert all(float(c.logps.max()) < -10 for g in groups for c in g)
+
+
+def test_completions_end_with_the_end_token(qwen_folders: dict[str, Path]) -> None:
+    """With the end token as likely as all bytes together, some end early and some are cut; both are told apart
+    and nothing follows an end token."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
+    end = policy.processor.tokenizer.eos_token_id
+    raise_logits(policy, [end], math.log(256))
+    flat = [c for g in drawn(policy, n=8) for c in g]
+    assert {c.truncated for c in flat} == {True, False}
+    for c in flat:
+        assert len(c.ids) == len(c.logps) <= 6
+        assert c.truncated == (int(c.ids[-1]) not in policy.processor.end_ids)
+        assert not any(t in policy.processor.end_ids for t in c.ids[:-1].tolist())
+        assert not c.truncated or len(c.ids) == 6
+
+
+def test_ends_of_some_do_not_change_the_others(qwen_folders: dict[str, Path]) -> None:
+    """Rows that are done go on as padding; a row's log-probs are the same with and without them beside it."""
+    policy = tiny_policy(qwen_folders["qwen3_vl"])
+    raise_logits(policy, [policy.processor.tokenizer.eos_token_id], math.log(256))
+    prompts, groups = prompts_of(policy), drawn(policy, n=8)
+    for prompt, group in zip(prompts, groups, strict=True):
+        row = PackedRow(prompt, tuple(Continuation(c.ids) for c in group))
+        with torch.no_grad():
+            logps_L = policy(packed=pack([row], policy.positions, 256))[0]
+        torch.testing.assert_close(torch.cat([c.logps for c in group]), logps_L, rtol=0, atol=1e-5)
+
+
+def test_images_run_once_per_group(qwen_folders: dict[str, Path]) -> None:
+    """Eight completions of one prompt cost one image in the vision tower, and none the second time."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], train_vision=False)
+    seen: list[int] = []
+    policy.base.model.visual.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs.get("grid_thw", args[-1]))), with_kwargs=True
+    )
+    prompt = prompts_of(policy)[0]
+    for _ in range(2):
+        sample(policy, [prompt], 8, max_new_tokens=2, temperature=1.0, generator=seeded(0))
+    assert seen == [1]
+
