@@ -199,7 +199,9 @@ def write_adapter(folder: Path, model: Path) -> Path:
 
 def first_logits(policy: Any) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = policy.option_logits([ask(policy.processor, "Why?", [noise_image(1)])], [65, 66])
+        logits: torch.Tensor = policy.option_logits(
+            [ask(policy.processor, "Why?", [noise_image(1)])], [65, 66]
+        )
     return logits
 
 

@@ -60,7 +60,9 @@ def test_sizes_equal_qwen_vl_utils(size: tuple[int, int], factor: int) -> None:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
         pytest.skip(f"qwen-vl-utils cannot be imported: {error}")
     low, high = QWEN2_5_BOUNDS["shortest_edge"], QWEN2_5_BOUNDS["longest_edge"]
-    height, width = vision_process.smart_resize(size[1], size[0], factor=factor, min_pixels=low, max_pixels=high)
+    height, width = vision_process.smart_resize(
+        size[1], size[0], factor=factor, min_pixels=low, max_pixels=high
+    )
     grid = processor(factor // 2).process_image(noise_image(1, *size)).grid_thw
     assert (grid[1] * factor // 2, grid[2] * factor // 2) == (height, width)
 

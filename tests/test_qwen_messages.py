@@ -20,7 +20,7 @@ from vlm_contextrl.processing import Processor, load_processor
 from vlm_contextrl.qwen_messages import encode_messages
 
 
-@pytest.fixture()
+@pytest.fixture
 def vision_process(monkeypatch: pytest.MonkeyPatch) -> Any:
     pytest.importorskip("av", reason="qwen-vl-utils is not installed")
     try:
@@ -38,7 +38,9 @@ def vision_process(monkeypatch: pytest.MonkeyPatch) -> Any:
 def processor(tiny_model_folder: Path) -> Processor:
     from transformers import AutoConfig
 
-    return load_processor(str(tiny_model_folder), AutoConfig.from_pretrained(tiny_model_folder).image_token_id)
+    return load_processor(
+        str(tiny_model_folder), AutoConfig.from_pretrained(tiny_model_folder).image_token_id
+    )
 
 
 # Not at 28 x 3000 px, say: under this bound qwen-vl-utils rounds the short side down to 0; transformers and

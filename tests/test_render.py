@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from vlm_contextrl.data_recipes.render import (
     DOMAINS,
     SceneQuestion,
@@ -20,7 +21,6 @@ from vlm_contextrl.data_recipes.render import (
     scene_examples,
 )
 from vlm_contextrl.data_recipes.render.generate import describe_edit
-
 from vlm_contextrl.images import changed_fraction
 
 TYPES = [(domain.name, question_type) for domain in DOMAINS.values() for question_type in domain.types]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+
 from vlm_contextrl.data_recipes.render import (
     DOMAINS,
     RenderConfig,
@@ -21,7 +22,6 @@ from vlm_contextrl.data_recipes.render import (
     run,
     scene_hash,
 )
-
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, check_pair, check_question
 from vlm_contextrl.storage import read_pairs, read_questions

@@ -16,7 +16,14 @@ from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.rollout import Completion, sample
 
-NEVER = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|im_start|>")
+NEVER = (
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|im_start|>",
+)
 
 
 def prompts_of(policy: Policy) -> list[EncodedPrompt]:
@@ -95,9 +102,7 @@ def test_sampled_logps_equal_training_logps(
     """What is sampled with a cache and left padding is what the packed forward trains on: 1e-5 per token."""
     policy = tiny_policy(qwen_folders[family])
     prompts, groups = prompts_of(policy), drawn(policy, temperature=temperature)
-    rows = [
-        PackedRow(p, tuple(Continuation(c.ids) for c in g)) for p, g in zip(prompts, groups, strict=True)
-    ]
+    rows = [PackedRow(p, tuple(Continuation(c.ids) for c in g)) for p, g in zip(prompts, groups, strict=True)]
     batch = pack(rows, policy.positions, policy.processor.tokenizer.pad_token_id)
     with torch.no_grad():
         logps_L = policy(packed=batch, temperature=temperature)[0]
@@ -129,7 +134,9 @@ def test_frequencies_follow_the_temperature(qwen_folders: dict[str, Path]) -> No
     policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
     n, prompt = 2000, prompts_of(policy)[1]
     (group,) = sample(policy, [prompt], n, max_new_tokens=1, temperature=0.5, generator=seeded(0))
-    counts_V = torch.bincount(torch.tensor([int(c.ids[0]) for c in group]), minlength=256 + len(SPECIAL_TOKENS))
+    counts_V = torch.bincount(
+        torch.tensor([int(c.ids[0]) for c in group]), minlength=256 + len(SPECIAL_TOKENS)
+    )
     rows = [PackedRow(prompt, tuple(Continuation(torch.tensor([v])) for v in range(256)))]  # all bytes
     with torch.no_grad():
         logps_L = policy(packed=pack(rows, policy.positions, 256), temperature=0.5)[0]
@@ -188,4 +195,3 @@ def test_images_run_once_per_group(qwen_folders: dict[str, Path]) -> None:
     for _ in range(2):
         sample(policy, [prompt], 8, max_new_tokens=2, temperature=1.0, generator=seeded(0))
     assert seen == [1]
-

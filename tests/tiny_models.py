@@ -111,7 +111,9 @@ def plain_model(folder: Path) -> Any:
     """The same weights in an untouched transformers model with its own attention."""
     from transformers import AutoModelForImageTextToText
 
-    return AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, attn_implementation="sdpa", dtype=torch.float32
+    )
 
 
 def strict_float64(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,15 +34,20 @@ class PackedLayout:
 
     def to(self, device: torch.device) -> PackedLayout:
         return PackedLayout(
-            self.prompt_len, *(t.to(device) for t in (self.query_at_NC, self.key_at_NK, self.mask_N1CK, self.source_BT))
+            self.prompt_len,
+            *(t.to(device) for t in (self.query_at_NC, self.key_at_NK, self.mask_N1CK, self.source_BT)),
         )
 
 
-def packed_layout(prompt_lens: Sequence[int], continuation_lens: Sequence[Sequence[int]], row_len: int) -> PackedLayout:
+def packed_layout(
+    prompt_lens: Sequence[int], continuation_lens: Sequence[Sequence[int]], row_len: int
+) -> PackedLayout:
     """Layout of rows that hold a prompt part of `prompt_lens[b]` tokens, then continuations one behind the other."""
     B, T, P = len(prompt_lens), row_len, max(prompt_lens)
     spans = [
-        (b, prompt_lens[b] + sum(lens[:i]), n) for b, lens in enumerate(continuation_lens) for i, n in enumerate(lens)
+        (b, prompt_lens[b] + sum(lens[:i]), n)
+        for b, lens in enumerate(continuation_lens)
+        for i, n in enumerate(lens)
     ]
     row_N = torch.tensor([b for b, _, _ in spans])
     start_N = torch.tensor([start for _, start, _ in spans])
@@ -56,18 +61,24 @@ def packed_layout(prompt_lens: Sequence[int], continuation_lens: Sequence[Sequen
     prompt_inside_NP = within_P < prompt_N[:, None]
     prompt_at_NP = row_N[:, None] * T + torch.where(prompt_inside_NP, within_P, 0)
     causal_CC = torch.ones(C, C, dtype=torch.bool).tril()
-    mask_NCK = torch.cat([prompt_inside_NP[:, None].expand(-1, C, -1), causal_CC.expand(len(spans), -1, -1)], 2)
+    mask_NCK = torch.cat(
+        [prompt_inside_NP[:, None].expand(-1, C, -1), causal_CC.expand(len(spans), -1, -1)], 2
+    )
     source_BT = torch.zeros(B * T, dtype=torch.long)
     flat_BP = (torch.arange(B)[:, None] * T + within_P).clamp(max=B * T - 1)
     source_BT[flat_BP] = torch.arange(B)[:, None] * P + within_P
     source_BT[query_at_NC[inside_NC]] = (B * P + torch.arange(len(spans) * C)).view(-1, C)[inside_NC]
-    return PackedLayout(P, query_at_NC, torch.cat([prompt_at_NP, query_at_NC], 1), mask_NCK[:, None], source_BT)
+    return PackedLayout(
+        P, query_at_NC, torch.cat([prompt_at_NP, query_at_NC], 1), mask_NCK[:, None], source_BT
+    )
 
 
-def two_part_attention(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None) -> Tensor:
+def two_part_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float | None
+) -> Tensor:
     """Query [B, H, T, D], key and value [B, H_kv, T, D] to output [B, T, H, D]."""
     B, H, T, D = query.shape
-    P, (N, C) = layout.prompt_len, layout.query_at_NC.shape
+    P = layout.prompt_len
     repeats = H // key.shape[1]
     flat_q, flat_k, flat_v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query, key, value))
 
@@ -92,7 +103,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     """Attention with a boolean mask, or causal without one; all tensors [.., H, T, D]."""
     half = query.dtype == torch.bfloat16 or torch.is_autocast_enabled(query.device.type)
     if query.device.type != "cpu" or not half:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+        )
     # torch's fused backward in bfloat16 on a CPU takes five times as long as two matrix products at these sizes.
     if mask is None:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
@@ -104,14 +117,21 @@ def _forward(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
     layout: PackedLayout | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    if layout is None and attention_mask is None and query.shape[2] == key.shape[2] > 1 and query.requires_grad:
+    if (
+        layout is None
+        and attention_mask is None
+        and query.shape[2] == key.shape[2] > 1
+        and query.requires_grad
+    ):
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
         return attend(query, key, value, None, scaling).transpose(1, 2), None
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        out: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
         return out
     return two_part_attention(query, key, value, layout, scaling), None
 

@@ -14,7 +14,7 @@ from typing import Literal
 Look = Literal["before", "after", "right", "wrong"]
 
 WIDTH = 380
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 40  # room for tick labels and axis labels
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 40  # room for tick labels and axis labels
 MISSING = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 

@@ -23,7 +23,9 @@ from vlm_contextrl.policy import Policy
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
     """Write `folder/step_N` for state["step"] = N and remove all but the newest `keep`."""
     place = folder / f"step_{state['step']:06d}"
     building = folder / f".{place.name}.unfinished"
@@ -49,7 +51,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
         if _is_complete(place):
             return place
     if found:
-        raise CheckpointError(f"{found[0]}: unreadable checkpoint (manifest missing or a file is cut); remove it or start anew")
+        raise CheckpointError(
+            f"{found[0]}: unreadable checkpoint (manifest missing or a file is cut); remove it or start anew"
+        )
     return None
 
 
@@ -68,15 +72,21 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
         optimizer_state = torch.load(place / "optimizer.pt", weights_only=True, map_location="cpu")
         state: dict[str, Any] = json.loads((place / "state.json").read_text())
     except (OSError, SafetensorError, ValueError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{place}: unreadable checkpoint: {str(error).splitlines()[0]}; remove it or start anew") from error
+        raise CheckpointError(
+            f"{place}: unreadable checkpoint: {str(error).splitlines()[0]}; remove it or start anew"
+        ) from error
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if trainable.keys() != weights.keys():
         odd = sorted(trainable.keys() ^ weights.keys())
-        raise CheckpointError(f"{place}: {len(odd)} weights differ from the configured model, first {odd[0]}; was the config changed?")
+        raise CheckpointError(
+            f"{place}: {len(odd)} weights differ from the configured model, first {odd[0]}; was the config changed?"
+        )
     with torch.no_grad():
         for name, parameter in trainable.items():
             if parameter.shape != weights[name].shape:
-                raise CheckpointError(f"{place}: {name} is {list(weights[name].shape)}, the model has {list(parameter.shape)}")
+                raise CheckpointError(
+                    f"{place}: {name} is {list(weights[name].shape)}, the model has {list(parameter.shape)}"
+                )
             parameter.copy_(weights[name])
     optimizer.load_state_dict(optimizer_state)
     return state

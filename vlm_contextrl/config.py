@@ -38,17 +38,31 @@ class ModelSettings(Record):
 
     path: str = Field("tinyvl", description="`tinyvl`, a local folder (safetensors) or a hub id")
     adapter: str | None = Field(None, description="adapter folder to start from")
-    tuning: Literal["full", "lora"] = Field("full", description="train all weights of the language model, or adapters")
+    tuning: Literal["full", "lora"] = Field(
+        "full", description="train all weights of the language model, or adapters"
+    )
     lora: LoraSettings = LoraSettings()
-    train_vision: bool = Field(False, description="full tuning: train the vision tower too (the paper freezes it)")
+    train_vision: bool = Field(
+        False, description="full tuning: train the vision tower too (the paper freezes it)"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored weights")
     autocast: Literal["no", "bf16"] = Field("no", description="precision of matrix products")
-    gradient_checkpointing: bool = Field(False, description="recompute activations of the language model in the backward pass")
-    min_pixels: int | None = Field(None, ge=1, description="lower bound on the pixels of an image (default: the model's own)")
-    max_pixels: int | None = Field(None, ge=1, description="upper bound on the pixels of an image (default: the model's own)")
-    chat_template: dict[str, Any] = Field({}, description="arguments of the chat template, e.g. enable_thinking")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations of the language model in the backward pass"
+    )
+    min_pixels: int | None = Field(
+        None, ge=1, description="lower bound on the pixels of an image (default: the model's own)"
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="upper bound on the pixels of an image (default: the model's own)"
+    )
+    chat_template: dict[str, Any] = Field(
+        {}, description="arguments of the chat template, e.g. enable_thinking"
+    )
     trust_remote_code: bool = Field(False, description="allow code that comes with the model")
-    feature_cache_mib: float = Field(1024, gt=0, description="memory for the features of a frozen vision tower")
+    feature_cache_mib: float = Field(
+        1024, gt=0, description="memory for the features of a frozen vision tower"
+    )
 
 
 class DataSettings(Record):
@@ -58,9 +72,13 @@ class DataSettings(Record):
     pairs: Path | None = Field(None, description="dataset folder of contrastive pairs")
     eval_questions: Path | None = Field(None, description="held-out questions for evaluation while training")
     eval_pairs: Path | None = Field(None, description="held-out pairs for the probe while training")
-    prompt_style: Literal["direct", "reasoning"] = Field("reasoning", description="how the answer is asked for (prompts.py)")
+    prompt_style: Literal["direct", "reasoning"] = Field(
+        "reasoning", description="how the answer is asked for (prompts.py)"
+    )
     max_prompt_tokens: int = Field(16384, ge=1, description="longest prompt; a prompt is never truncated")
-    on_overlong: Literal["error", "reject"] = Field("error", description="longer prompts: stop, or write them to rejects.jsonl and go on")
+    on_overlong: Literal["error", "reject"] = Field(
+        "error", description="longer prompts: stop, or write them to rejects.jsonl and go on"
+    )
 
 
 class RolloutSettings(Record):
@@ -69,7 +87,9 @@ class RolloutSettings(Record):
     prompts_per_step: int = Field(256, ge=1, description="P: prompts per rollout")
     completions_per_prompt: int = Field(8, ge=2, description="G: completions per prompt, one group")
     max_new_tokens: int = Field(4096, ge=1, description="longest completion")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature; log-probabilities are taken at the same temperature")
+    temperature: float = Field(
+        1.0, gt=0, description="sampling temperature; log-probabilities are taken at the same temperature"
+    )
 
 
 class OptimSettings(Record):
@@ -81,9 +101,15 @@ class OptimSettings(Record):
     warmup_steps: int = Field(0, ge=0, description="rollout steps of linear warm-up")
     schedule: Literal["constant", "cosine"] = "constant"
     max_grad_norm: float = Field(1.0, gt=0)
-    prompts_per_update: int = Field(64, ge=1, description="prompts per optimizer update; prompts_per_step / this = updates per rollout")
-    tokens_per_micro_batch: int = Field(16384, ge=1, description="token budget of one forward; groups are never split")
-    max_skipped_updates: int = Field(3, ge=1, description="stop after this many updates in a row with a non-finite loss or gradient")
+    prompts_per_update: int = Field(
+        64, ge=1, description="prompts per optimizer update; prompts_per_step / this = updates per rollout"
+    )
+    tokens_per_micro_batch: int = Field(
+        16384, ge=1, description="token budget of one forward; groups are never split"
+    )
+    max_skipped_updates: int = Field(
+        3, ge=1, description="stop after this many updates in a row with a non-finite loss or gradient"
+    )
 
 
 class PolicyTerm(Record):
@@ -95,8 +121,12 @@ class PolicyTerm(Record):
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.3, ge=0)
     kl_coef: float = Field(0.0, ge=0, description="weight of the k3 estimate of KL(policy || reference)")
-    advantage_scale: Literal["group", "batch", "none"] | None = Field(None, description="None: the variant's own")
-    rewards: dict[str, float] = Field({"accuracy": 0.9, "format": 0.1}, description="built-in name or dotted path -> weight")
+    advantage_scale: Literal["group", "batch", "none"] | None = Field(
+        None, description="None: the variant's own"
+    )
+    rewards: dict[str, float] = Field(
+        {"accuracy": 0.9, "format": 0.1}, description="built-in name or dotted path -> weight"
+    )
 
 
 class SelectionTerm(Record):
@@ -104,9 +134,13 @@ class SelectionTerm(Record):
 
     term: Literal["selection_loss"]
     weight: float = Field(description="lambda of the paper")
-    clip: Literal["two_sided", "one_sided", "none"] = Field("two_sided", description="which margins lose their gradient outside the clip")
+    clip: Literal["two_sided", "one_sided", "none"] = Field(
+        "two_sided", description="which margins lose their gradient outside the clip"
+    )
     clip_value: float = Field(5.0, gt=0, description="c: the margin is clipped to [-c, c] (logits)")
-    orders: Literal["random", "both"] = Field("random", description="one random option order per pair (paper), or the mean margin of both")
+    orders: Literal["random", "both"] = Field(
+        "random", description="one random option order per pair (paper), or the mean margin of both"
+    )
     reverse: bool = Field(False, description="add (A', C-, C+) where the confounder's answer is known")
     pairs_per_update: int = Field(32, ge=1, description="contrastive instances per optimizer update")
 
@@ -119,8 +153,12 @@ class LogSettings(Record):
 
     save_every: int = Field(50, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept")
-    eval_every: int = Field(0, ge=0, description="steps between evaluations on eval_questions and eval_pairs (0: never)")
-    samples_per_step: int = Field(4, ge=0, description="prompts whose completions go to samples.jsonl each step")
+    eval_every: int = Field(
+        0, ge=0, description="steps between evaluations on eval_questions and eval_pairs (0: never)"
+    )
+    samples_per_step: int = Field(
+        4, ge=0, description="prompts whose completions go to samples.jsonl each step"
+    )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
 
 
@@ -172,7 +210,9 @@ def load_config(record: type[R], path: Path | None, overrides: Sequence[str] = (
             raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
         values = {} if values is None else values
         if not isinstance(values, dict):
-            raise ConfigError(f"{path}: found {type(values).__name__} at the top level, expected keys and values")
+            raise ConfigError(
+                f"{path}: found {type(values).__name__} at the top level, expected keys and values"
+            )
     for override in overrides:
         _apply(values, override)
     return validate(record, values, str(path) if path else "configuration")
@@ -240,7 +280,12 @@ def _fields_at(record: Any, loc: Sequence[int | str]) -> set[str]:
             record = record.model_fields[part].annotation
         while not (isinstance(record, type) and issubclass(record, BaseModel)) and get_args(record):
             args = [a for a in get_args(record) if a is not type(None) and not isinstance(a, type(Field()))]
-            tagged = [a for a in args if hasattr(a, "model_fields") and part in get_args(a.model_fields.get("term", Field()).annotation)]
+            tagged = [
+                a
+                for a in args
+                if hasattr(a, "model_fields")
+                and part in get_args(a.model_fields.get("term", Field()).annotation)
+            ]
             record = (tagged or args)[0]
             if len(args) > 1 and not tagged:
                 return {name for a in args if hasattr(a, "model_fields") for name in a.model_fields}

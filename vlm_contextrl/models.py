@@ -22,7 +22,10 @@ from vlm_contextrl.processing import load_processor
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 LANGUAGE_LINEAR = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-VISION_LINEAR = r".*visual\.(blocks\..*\.(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)|.*merger.*\.(0|2|linear_fc1|linear_fc2))"
+VISION_LINEAR = (
+    r".*visual\.(blocks\..*\.(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
+    r"|.*merger.*\.(0|2|linear_fc1|linear_fc2))"
+)
 
 
 def resolve(path: str) -> str:
@@ -32,7 +35,9 @@ def resolve(path: str) -> str:
     return str(files("vlm_contextrl") / "tinyvl")
 
 
-def load_policy(settings: ModelSettings, device: torch.device | str = "cpu", *, trainable: bool = True) -> Policy:
+def load_policy(
+    settings: ModelSettings, device: torch.device | str = "cpu", *, trainable: bool = True
+) -> Policy:
     """Model, processor and (for LoRA) adapters as one policy. Raises CheckpointError with one line when a part cannot be read."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -43,7 +48,9 @@ def load_policy(settings: ModelSettings, device: torch.device | str = "cpu", *, 
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: no readable model configuration: {_first_line(error)}") from error
     if config.model_type not in FAMILIES:
-        raise CheckpointError(f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}")
+        raise CheckpointError(
+            f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}"
+        )
     attention.register()
     _quiet_progress_of_small_models(path)
     try:
@@ -55,7 +62,9 @@ def load_policy(settings: ModelSettings, device: torch.device | str = "cpu", *, 
             use_safetensors=True,
             attn_implementation={"text_config": attention.PACKED, "vision_config": "sdpa"},
         )
-    except Exception as error:  # safetensors, transformers and huggingface_hub raise classes of their own here
+    except (
+        Exception
+    ) as error:  # safetensors, transformers and huggingface_hub raise classes of their own here
         raise CheckpointError(f"{path}: weights cannot be read: {_first_line(error)}") from error
     processor = load_processor(
         path,
@@ -78,16 +87,23 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
 
     if settings.adapter:
         if not (Path(settings.adapter) / "adapter_config.json").is_file():
-            raise CheckpointError(f"{settings.adapter}: no adapter_config.json; expected a folder written by PEFT")
+            raise CheckpointError(
+                f"{settings.adapter}: no adapter_config.json; expected a folder written by PEFT"
+            )
         try:
             model = PeftModel.from_pretrained(model, settings.adapter, is_trainable=trainable)
         except Exception as error:  # as above
-            raise CheckpointError(f"{settings.adapter}: adapter cannot be read: {_first_line(error)}") from error
+            raise CheckpointError(
+                f"{settings.adapter}: adapter cannot be read: {_first_line(error)}"
+            ) from error
         return model if trainable and settings.tuning == "lora" else model.merge_and_unload()
     if settings.tuning == "lora" and trainable:
         lora = settings.lora
         targets = f"({LANGUAGE_LINEAR})|({VISION_LINEAR})" if lora.vision else LANGUAGE_LINEAR
-        return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"))
+        return get_peft_model(
+            model,
+            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"),
+        )
     model.requires_grad_(True)
     model.model.visual.requires_grad_(settings.train_vision)
     return model
@@ -113,7 +129,12 @@ def _refuse_unsafe_folder(path: str) -> None:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{path}: no config.json; expected a Hugging Face model folder")
     if not any(folder.glob("*.safetensors")):
-        found = ", ".join(sorted(p.name for p in folder.iterdir() if re.search(r"\.(bin|pt|pth|ckpt|gguf)$", p.name))) or "no weights"
+        found = (
+            ", ".join(
+                sorted(p.name for p in folder.iterdir() if re.search(r"\.(bin|pt|pth|ckpt|gguf)$", p.name))
+            )
+            or "no weights"
+        )
         raise CheckpointError(f"{path}: weights must be safetensors, found {found}")
 
 

@@ -80,7 +80,9 @@ def pack(rows: Sequence[PackedRow], positions_of: PositionsOf, pad_id: int) -> P
     return PackedBatch(
         ids_BT,
         positions_3BT,
-        packed_layout([len(r.prompt) - 1 for r in rows], [[len(c.ids) for c in r.continuations] for r in rows], T),
+        packed_layout(
+            [len(r.prompt) - 1 for r in rows], [[len(c.ids) for c in r.continuations] for r in rows], T
+        ),
         tuple(image for row in rows for image in row.prompt.images),
         torch.cat(label_at),
         torch.cat(labels),
@@ -91,7 +93,9 @@ def pack(rows: Sequence[PackedRow], positions_of: PositionsOf, pad_id: int) -> P
 def dense_mask(rows: Sequence[PackedRow]) -> Tensor:
     """What each position of the packed rows may see, [B, 1, T, T]: causal, own segment or prompt."""
     T = max(row.n_tokens() for row in rows)
-    segment_BT = torch.full((len(rows), T), -1)  # 0 prompt, i > 0 continuation, -1 padding (which sees itself: no softmax is empty)
+    segment_BT = torch.full(
+        (len(rows), T), -1
+    )  # 0 prompt, i > 0 continuation, -1 padding (which sees itself: no softmax is empty)
     for b, row in enumerate(rows):
         start = len(row.prompt) - 1
         segment_BT[b, :start] = 0

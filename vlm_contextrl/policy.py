@@ -60,7 +60,14 @@ class FeatureCache:
 class Policy(nn.Module):
     """A Qwen-VL model (plain or with adapters) with its processor."""
 
-    def __init__(self, model: nn.Module, processor: Processor, *, feature_cache_mib: float = 1024, head_chunk: int = 2048) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Processor,
+        *,
+        feature_cache_mib: float = 1024,
+        head_chunk: int = 2048,
+    ) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
@@ -81,9 +88,16 @@ class Policy(nn.Module):
         return any(p.requires_grad for p in self.base.model.visual.parameters())
 
     def forward(
-        self, packed: PackedBatch | None = None, selection: Sequence[EncodedPrompt] = (), option_ids: Sequence[int] = (), temperature: float = 1.0
+        self,
+        packed: PackedBatch | None = None,
+        selection: Sequence[EncodedPrompt] = (),
+        option_ids: Sequence[int] = (),
+        temperature: float = 1.0,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(completion log-probs [L], their entropies [L], option logits [B, O]): one entry point, so that wrappers such as DDP see one forward."""
+        """(completion log-probs [L], their entropies [L], option logits [B, O]); None for what was not asked.
+
+        One entry point, so that wrappers such as DDP see one forward.
+        """
         logps_L = entropy_L = logits_BO = None
         if packed is not None:
             logps_L, entropy_L = self.completion_logps(packed, temperature)
@@ -93,11 +107,15 @@ class Policy(nn.Module):
 
     def completion_logps(self, packed: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy (no gradient) of every labelled position, in nats, at the sampling temperature."""
-        hidden_BTH = self._hidden(packed.ids_BT, packed.positions_3BT, packed.images, packed.layout.to(self.device))
+        hidden_BTH = self._hidden(
+            packed.ids_BT, packed.positions_3BT, packed.images, packed.layout.to(self.device)
+        )
         hidden_LH = hidden_BTH.flatten(0, 1)[packed.label_at_L.to(self.device)]
         labels_L = packed.labels_L.to(self.device)
         chunks = [
-            checkpoint(self._head, h, y, temperature, use_reentrant=False) if len(labels_L) > self.head_chunk else self._head(h, y, temperature)
+            checkpoint(self._head, h, y, temperature, use_reentrant=False)
+            if len(labels_L) > self.head_chunk
+            else self._head(h, y, temperature)
             for h, y in zip(hidden_LH.split(self.head_chunk), labels_L.split(self.head_chunk), strict=True)
         ]
         return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
@@ -136,10 +154,16 @@ class Policy(nn.Module):
         ids_1T = prompt.ids_T[None]
         grids = torch.tensor([i.grid_thw for i in prompt.images]) if prompt.images else None
         is_image = (ids_1T == self.processor.image_token_id).int()
-        return self.base.model.get_rope_index(ids_1T, mm_token_type_ids=is_image, image_grid_thw=grids)[0][:, 0]
+        return self.base.model.get_rope_index(ids_1T, mm_token_type_ids=is_image, image_grid_thw=grids)[0][
+            :, 0
+        ]
 
     def _hidden(
-        self, ids_BT: Tensor, positions_3BT: Tensor, images: Sequence[ProcessedImage], layout: PackedLayout | None = None
+        self,
+        ids_BT: Tensor,
+        positions_3BT: Tensor,
+        images: Sequence[ProcessedImage],
+        layout: PackedLayout | None = None,
     ) -> Tensor:
         return self.base.model(
             input_ids=ids_BT.to(self.device),
@@ -159,7 +183,9 @@ class Policy(nn.Module):
 
         out = BaseModelOutputWithPooling(pooler_output=[f.tokens_NH for f in uses])
         if uses[0].deepstack:
-            out.deepstack_features = [[f.deepstack[layer] for f in uses] for layer in range(len(uses[0].deepstack))]
+            out.deepstack_features = [
+                [f.deepstack[layer] for f in uses] for layer in range(len(uses[0].deepstack))
+            ]
         return {"image": out}
 
     def _features(self, images: dict[str, ProcessedImage]) -> dict[str, ImageFeatures]:
@@ -178,7 +204,9 @@ class Policy(nn.Module):
         return {key: features for key, features in known.items() if features is not None}
 
     def _run_vision(self, images: dict[str, ProcessedImage]) -> dict[str, ImageFeatures]:
-        patches = torch.cat([i.patches_ND for i in images.values()]).to(self.device, self.base.model.visual.dtype)
+        patches = torch.cat([i.patches_ND for i in images.values()]).to(
+            self.device, self.base.model.visual.dtype
+        )
         grids = torch.tensor([i.grid_thw for i in images.values()], device=self.device)
         out = self.base.model.get_image_features(patches, grids, return_dict=True)
         deepstack = getattr(out, "deepstack_features", None) or []

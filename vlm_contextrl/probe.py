@@ -42,7 +42,9 @@ def selection_prompt(
     return processor.encode(messages, (), SELECTION_PREFILL["text"])
 
 
-def contexts(processor: Processor, pair: ContrastivePair) -> tuple[ProcessedImage | str, ProcessedImage | str]:
+def contexts(
+    processor: Processor, pair: ContrastivePair
+) -> tuple[ProcessedImage | str, ProcessedImage | str]:
     """(context, confounder) of a pair, ready for a prompt."""
     first, second = (
         processor.process_image(c, f"pair {pair.id}") if isinstance(c, EncodedImage) else c
@@ -59,7 +61,12 @@ def option_ids(processor: Processor, pair: ContrastivePair) -> list[int]:
 
 @torch.no_grad()
 def probe(
-    policy: Policy, pairs: Sequence[ContrastivePair], *, batch_pairs: int = 16, seed: int = 0, progress: Progress | None = None
+    policy: Policy,
+    pairs: Sequence[ContrastivePair],
+    *,
+    batch_pairs: int = 16,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """All measures of the module's docstring, and `per_pair` for paired comparisons."""
     per_pair: list[dict[str, Any]] = []
@@ -92,7 +99,9 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
     prompts: list[EncodedPrompt] = []
     for pair in batch:
         good, bad = contexts(processor, pair)
-        prompts += [selection_prompt(processor, pair, shown) for shown in ((good, bad), (bad, good), (good, good))]
+        prompts += [
+            selection_prompt(processor, pair, shown) for shown in ((good, bad), (bad, good), (good, good))
+        ]
         reverse = pair.reversed()
         if reverse is not None:
             prompts += [selection_prompt(processor, reverse, shown) for shown in ((bad, good), (good, bad))]
@@ -105,7 +114,9 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
     out = []
     for pair in batch:
         margins = [margin(True), margin(False)]
-        same = margin(True)  # the right option is A in one order and B in the other, over one and the same prompt
+        same = margin(
+            True
+        )  # the right option is A in one order and B in the other, over one and the same prompt
         reverse_margins = [margin(True), margin(False)] if pair.reversed() is not None else None
         out.append({"id": pair.id, "domain": pair.domain, "margins": margins, "reverse_margins": reverse_margins,
                     "control_margins": [same, -same]})  # fmt: skip

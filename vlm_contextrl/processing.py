@@ -52,7 +52,13 @@ class EncodedPrompt:
 class Processor:
     """Tokenizer and image processor of one model folder."""
 
-    def __init__(self, tokenizer: Any, image_processor: Any, image_token_id: int, chat_template_kwargs: Mapping[str, Any] = {}) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        image_processor: Any,
+        image_token_id: int,
+        chat_template_kwargs: Mapping[str, Any] = {},
+    ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id = image_token_id
@@ -76,7 +82,11 @@ class Processor:
         if isinstance(image, EncodedImage):
             size, content, picture = image_size(image.data, where), image.data, lambda: image.decode(where)
         else:
-            size, content, picture = image.size, repr(image.size).encode() + image.convert("RGB").tobytes(), lambda: image.convert("RGB")
+            size, content, picture = (
+                image.size,
+                repr(image.size).encode() + image.convert("RGB").tobytes(),
+                lambda: image.convert("RGB"),
+            )
         width, height = size
         settings = self.image_processor
         if resize:
@@ -102,7 +112,9 @@ class Processor:
             raise DataError(f"{where}: {error}; crop or drop the image") from None
         return resized
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], images: Sequence[ProcessedImage], prefill: str = "") -> EncodedPrompt:
+    def encode(
+        self, messages: Sequence[Mapping[str, Any]], images: Sequence[ProcessedImage], prefill: str = ""
+    ) -> EncodedPrompt:
         """Apply the chat template, give every image its placeholders, tokenize.
 
         `prefill` is the start of the assistant's turn. Raises DataError when the messages name another number of images than given, or
@@ -152,7 +164,9 @@ def load_processor(
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{folder}: tokenizer or image processor cannot be read: {first}") from error
     size = dict(image_processor.size)
-    size.update({k: v for k, v in (("shortest_edge", min_pixels), ("longest_edge", max_pixels)) if v is not None})
+    size.update(
+        {k: v for k, v in (("shortest_edge", min_pixels), ("longest_edge", max_pixels)) if v is not None}
+    )
     image_processor.size = size
     if tokenizer.chat_template is None:
         raise CheckpointError(f"{folder}: the tokenizer has no chat template; use an instruction-tuned model")

@@ -15,7 +15,11 @@ from vlm_contextrl.processing import EncodedPrompt, Processor
 
 
 def encode_messages(
-    processor: Processor, messages: Sequence[Mapping[str, Any]], *, prefill: str = "", allow_urls: bool = False
+    processor: Processor,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    prefill: str = "",
+    allow_urls: bool = False,
 ) -> EncodedPrompt:
     """One prompt from Qwen messages. Raises MissingExtraError without qwen-vl-utils, DataError for videos and unreadable images."""
     try:
@@ -24,7 +28,9 @@ def encode_messages(
         raise MissingExtraError(
             f"Qwen's message conventions need qwen-vl-utils ({error}): pip install 'vlm-contextrl[qwen]'"
         ) from error
-    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    parts = [
+        part for message in messages if not isinstance(message["content"], str) for part in message["content"]
+    ]
     if any("video" in part for part in parts):
         raise DataError("messages hold a video; expected still images only")
     urls = [part.get("image") or part.get("image_url") for part in parts]
@@ -35,4 +41,6 @@ def encode_messages(
         images, _ = process_vision_info(list(messages), image_patch_size=processor.image_processor.patch_size)
     except (OSError, ValueError, AssertionError) as error:
         raise DataError(f"messages: an image cannot be read: {error}") from error
-    return processor.encode(messages, [processor.process_image(image, resize=False) for image in images or ()], prefill)
+    return processor.encode(
+        messages, [processor.process_image(image, resize=False) for image in images or ()], prefill
+    )

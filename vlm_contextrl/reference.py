@@ -50,7 +50,9 @@ class Settings:
 
 def question_prompt(processor: Processor, row: QuestionRow) -> EncodedPrompt:
     images = [processor.process_image(image) for image in row.images]
-    return processor.encode(vqa_messages(row.query, len(images), row.options, row.context_text, "direct"), images)
+    return processor.encode(
+        vqa_messages(row.query, len(images), row.options, row.context_text, "direct"), images
+    )
 
 
 def selection_prompt(processor: Processor, pair: ContrastivePair, context_first: bool) -> EncodedPrompt:
@@ -61,7 +63,9 @@ def selection_prompt(processor: Processor, pair: ContrastivePair, context_first:
     return processor.encode(selection_messages(pair.query, pair.answer, pair.options), images)
 
 
-def model_inputs(prompts: Sequence[EncodedPrompt], continuations: Sequence[Tensor], processor: Processor) -> dict[str, Any]:
+def model_inputs(
+    prompts: Sequence[EncodedPrompt], continuations: Sequence[Tensor], processor: Processor
+) -> dict[str, Any]:
     """Right-padded prompt + continuation, one row each, pixels repeated row by row."""
     rows = [torch.cat([p.ids_T, c]) for p, c in zip(prompts, continuations, strict=True)]
     pad = processor.tokenizer.pad_token_id
@@ -81,13 +85,17 @@ def model_inputs(prompts: Sequence[EncodedPrompt], continuations: Sequence[Tenso
 
 
 @torch.no_grad()
-def rollout(model: Any, processor: Processor, prompt: EncodedPrompt, settings: Settings, generator: torch.Generator) -> list[Tensor]:
+def rollout(
+    model: Any, processor: Processor, prompt: EncodedPrompt, settings: Settings, generator: torch.Generator
+) -> list[Tensor]:
     """G completions of one prompt, one token at a time, everything recomputed."""
     completions: list[Tensor] = []
     for _ in range(settings.completions_per_prompt):
         ids = torch.empty(0, dtype=torch.long)
         while len(ids) < settings.max_new_tokens and (len(ids) == 0 or int(ids[-1]) not in processor.end_ids):
-            logits_V = model(**model_inputs([prompt], [ids], processor)).logits[0, -1].float() / settings.temperature
+            logits_V = (
+                model(**model_inputs([prompt], [ids], processor)).logits[0, -1].float() / settings.temperature
+            )
             ids = torch.cat([ids, torch.multinomial(logits_V.softmax(-1), 1, generator=generator)])
         completions.append(ids)
     return completions
@@ -107,7 +115,11 @@ def group_advantages(rewards_G: Tensor) -> Tensor:
 
 
 def completion_logps(
-    model: Any, processor: Processor, prompts: Sequence[EncodedPrompt], completions: Sequence[Tensor], temperature: float
+    model: Any,
+    processor: Processor,
+    prompts: Sequence[EncodedPrompt],
+    completions: Sequence[Tensor],
+    temperature: float,
 ) -> list[Tensor]:
     """Log-probability of every completion token, one tensor per completion."""
     logits_BTV = model(**model_inputs(prompts, completions, processor)).logits / temperature
@@ -118,7 +130,9 @@ def completion_logps(
     return out
 
 
-def policy_loss(logps: Sequence[Tensor], old_logps: Sequence[Tensor], advantages_B: Tensor, settings: Settings) -> Tensor:
+def policy_loss(
+    logps: Sequence[Tensor], old_logps: Sequence[Tensor], advantages_B: Tensor, settings: Settings
+) -> Tensor:
     """Clipped surrogate, mean over tokens inside a completion, then mean over completions."""
     losses = []
     for logp, old, advantage in zip(logps, old_logps, advantages_B, strict=True):
@@ -129,12 +143,20 @@ def policy_loss(logps: Sequence[Tensor], old_logps: Sequence[Tensor], advantages
 
 
 def selection_loss(
-    model: Any, processor: Processor, pairs: Sequence[ContrastivePair], context_first: Sequence[bool], settings: Settings
+    model: Any,
+    processor: Processor,
+    pairs: Sequence[ContrastivePair],
+    context_first: Sequence[bool],
+    settings: Settings,
 ) -> Tensor:
     """Clipped margin of the option tokens at the position after the prompt."""
-    prompts = [selection_prompt(processor, pair, first) for pair, first in zip(pairs, context_first, strict=True)]
+    prompts = [
+        selection_prompt(processor, pair, first) for pair, first in zip(pairs, context_first, strict=True)
+    ]
     a, b = option_token_ids(processor.tokenizer, "")
-    logits_BTV = model(**model_inputs(prompts, [torch.empty(0, dtype=torch.long)] * len(prompts), processor)).logits
+    logits_BTV = model(
+        **model_inputs(prompts, [torch.empty(0, dtype=torch.long)] * len(prompts), processor)
+    ).logits
     margins = []
     for logits_TV, prompt, first in zip(logits_BTV, prompts, context_first, strict=True):
         at_end = logits_TV[len(prompt) - 1]
@@ -163,7 +185,9 @@ def step_loss(
     logps = completion_logps(model, processor, flat_prompts, flat_completions, settings.temperature)
     loss = policy_loss(logps, [logp.detach() for logp in logps], advantages_B, settings)
     if pairs:
-        loss = loss + settings.selection_weight * selection_loss(model, processor, pairs, context_first, settings)
+        loss = loss + settings.selection_weight * selection_loss(
+            model, processor, pairs, context_first, settings
+        )
     return loss
 
 
@@ -177,7 +201,9 @@ def train_step(
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Sample, reward, one optimizer step."""
-    completions = [rollout(model, processor, question_prompt(processor, row), settings, generator) for row in rows]
+    completions = [
+        rollout(model, processor, question_prompt(processor, row), settings, generator) for row in rows
+    ]
     rewards = [group_rewards(processor, row, group) for row, group in zip(rows, completions, strict=True)]
     orders = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     loss = step_loss(

@@ -113,6 +113,6 @@ label[for=outlines] { font-size: .9rem; }
 .completion { font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 .count { color: var(--soft); font-size: .8rem; text-align: right; }
-@media (max-width: 480px) { svg text { font-size: 13.5px; } .chart { padding: 12px 9px; } }
+@media (max-width: 480px) { svg text { font-size: 13px; } .chart { padding: 12px 9px; } }
 @media print { body { background: #fff; } .card, .chart { break-inside: avoid; } }
 """

@@ -40,7 +40,11 @@ def sample(
     """G = n completions for each of P prompts. Temperature 0 is greedy. Same generator state, same completions."""
     from transformers import DynamicCache
 
-    device, base, end_ids = policy.device, policy.base, torch.tensor(policy.processor.end_ids, device=policy.device)
+    device, base, end_ids = (
+        policy.device,
+        policy.base,
+        torch.tensor(policy.processor.end_ids, device=policy.device),
+    )
     ids_PT, positions_3PT = (x.to(device) for x in policy.pad(prompts, left=True))
     T = ids_PT.shape[1]
     lengths_P = torch.tensor([len(p) for p in prompts], device=device)
@@ -102,7 +106,14 @@ def _draw(
 
 
 def _forbidden_tokens(policy: Policy, vocab: int) -> Tensor:
-    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|im_start|>")
+    names = (
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+        "<|im_start|>",
+    )
     ids = [policy.processor.tokenizer.convert_tokens_to_ids(name) for name in names]
     mask_V = torch.zeros(vocab, dtype=torch.bool, device=policy.device)
     mask_V[[i for i in ids if i is not None and i != policy.processor.tokenizer.unk_token_id]] = True

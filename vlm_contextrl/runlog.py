@@ -1,6 +1,7 @@
 """The run directory: resolved configuration, metrics, samples, evaluations, and trackers on request.
 
-metrics.jsonl holds no wall times, so that an interrupted and resumed run writes the same file as an unbroken one; times are in timings.jsonl.
+metrics.jsonl holds no wall times, so that an interrupted and resumed run writes the same file as an unbroken
+one; times are in timings.jsonl.
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ class RunDirectory:
             before = yaml.safe_load(saved.read_text())
             changed = [key for key in resolved if key != "log" and before.get(key) != resolved[key]]
             if changed:
-                raise ConfigError(f"{path}: resumed with another configuration ({', '.join(changed)}); use the one of {saved}")
+                raise ConfigError(
+                    f"{path}: resumed with another configuration ({', '.join(changed)}); use the one of {saved}"
+                )
         elif path.exists() and any(path.iterdir()):
-            raise InputError(f"{path}: exists and is not empty; resume it with --resume, or name another folder with --out")
+            raise InputError(
+                f"{path}: exists and is not empty; resume it with --resume, or name another folder with --out"
+            )
         path.mkdir(parents=True, exist_ok=True)
         if not resume:
             saved.write_text(yaml.safe_dump(resolved, sort_keys=False))
@@ -63,7 +68,9 @@ class RunDirectory:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    flat = {k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in record.items() if k != "step"}
+    flat = {
+        k: v["value"] if isinstance(v, dict) and "value" in v else v for k, v in record.items() if k != "step"
+    }
     return {k: float(v) for k, v in flat.items() if isinstance(v, int | float)}
 
 
@@ -85,6 +92,8 @@ def _tracker(name: str, path: Path, config: RunConfig) -> Any:
 
         module = importlib.import_module(name)
     except ImportError as error:
-        raise MissingExtraError(f"log.trackers names {name!r}, which is not installed: pip install 'vlm-contextrl[{name}]'") from error
+        raise MissingExtraError(
+            f"log.trackers names {name!r}, which is not installed: pip install 'vlm-contextrl[{name}]'"
+        ) from error
     module.init(project="vlm-contextrl", name=config.name, config=resolved)
     return lambda record: module.log(_numbers(record), step=record["step"])

@@ -42,7 +42,9 @@ class Group:
     texts: list[str]
     rewards: list[float]
     advantages_G: Tensor
-    old_logps: list[Tensor] = field(default_factory=list)  # empty: one update per rollout, the current ones serve
+    old_logps: list[Tensor] = field(
+        default_factory=list
+    )  # empty: one update per rollout, the current ones serve
     ref_logps: list[Tensor] = field(default_factory=list)
 
     def packed(self) -> PackedRow:
@@ -66,7 +68,9 @@ class Term(Protocol):
     def shares(self, policy: Policy, update: Update, budget_tokens: int) -> Iterator[Share]: ...
 
 
-def under_budget(items: Sequence[Item], n_tokens: Callable[[Item], int], budget_tokens: int) -> Iterator[list[Item]]:
+def under_budget(
+    items: Sequence[Item], n_tokens: Callable[[Item], int], budget_tokens: int
+) -> Iterator[list[Item]]:
     """Consecutive items, as many as fit when padded to the longest; an item over the budget goes alone."""
     batch: list[Item] = []
     longest = 0
@@ -132,7 +136,8 @@ class PolicyObjective:
         return loss, {
             **shares,
             "entropy": float(entropy_L.sum()) / trained_tokens,
-            "rollout_gap": gap / trained_tokens,  # mean |log-prob while training - while sampling|, nats per token
+            "rollout_gap": gap
+            / trained_tokens,  # mean |log-prob while training - while sampling|, nats per token
         }
 
 

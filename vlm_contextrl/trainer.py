@@ -45,12 +45,16 @@ from vlm_contextrl.terms import (
 from vlm_contextrl.vqa import answer_questions, question_prompt
 
 
-class NonFiniteUpdates(ContextRLError, RuntimeError):
+class NonFiniteUpdatesError(ContextRLError, RuntimeError):
     """Too many updates in a row had a loss or gradient that is not a number."""
 
 
 def train(
-    config: RunConfig, run_dir: Path, *, resume: bool = False, on_step: Callable[[dict[str, Any]], None] | None = None
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Run (or resume) a training run; returns the last step's metrics. The result is in `run_dir/final`."""
     questions = read_questions(config.data.questions)
@@ -62,7 +66,9 @@ def train(
     pair_at = rejects.usable(policy, pairs, "pairs", _pair_length) if pairs else []
     run = RunDirectory(run_dir, config, resume=resume)
     rejects.write(run)
-    return Trainer(config, run, accelerator, policy, questions, question_at, pairs, pair_at).fit(resume, on_step)
+    return Trainer(config, run, accelerator, policy, questions, question_at, pairs, pair_at).fit(
+        resume, on_step
+    )
 
 
 class Overlong:
@@ -75,15 +81,21 @@ class Overlong:
 
     def usable(self, policy: Policy, rows: Sequence[Any], kind: str, length: Callable[..., int]) -> list[int]:
         """Indices of rows whose prompt fits. Raises DataError in `error` mode, or when nothing is left."""
-        lengths = [length(policy, rows[i], self.style) for i in range(len(rows))]
+        from rich.progress import track
+
+        indices = track(range(len(rows)), f"measuring {kind}", transient=True)
+        lengths = [length(policy, rows[i], self.style) for i in indices]
         usable = [i for i, n in enumerate(lengths) if n <= self.limit]
         over = [i for i, n in enumerate(lengths) if n > self.limit]
         if over and (self.stop or not usable):
             raise DataError(
                 f"{kind}: {len(over)} of {len(rows)} prompts are longer than {self.limit} tokens, first {rows[over[0]].id} with "
-                f"{lengths[over[0]]}, longest {max(lengths)}; raise data.max_prompt_tokens, lower model.max_pixels, or set data.on_overlong=reject"
+                f"{lengths[over[0]]}, longest {max(lengths)}; raise data.max_prompt_tokens, lower model.max_pixels, "
+                "or set data.on_overlong=reject"
             )
-        self.found += [{"kind": kind, "id": rows[i].id, "reason": f"prompt of {lengths[i]} tokens"} for i in over]
+        self.found += [
+            {"kind": kind, "id": rows[i].id, "reason": f"prompt of {lengths[i]} tokens"} for i in over
+        ]
         return usable
 
     def write(self, run: RunDirectory) -> None:
@@ -128,11 +140,15 @@ class Trainer:
         self.selection_term = next((t for t in config.objective if isinstance(t, SelectionTerm)), None)
         rollout = config.rollout
         self.terms: list[Term] = [
-            PolicyObjective(t, rollout.max_new_tokens, rollout.temperature) if isinstance(t, PolicyTerm) else SelectionObjective(t)
+            PolicyObjective(t, rollout.max_new_tokens, rollout.temperature)
+            if isinstance(t, PolicyTerm)
+            else SelectionObjective(t)
             for t in config.objective
         ]
         style = config.data.prompt_style
-        self.rewards = [(name, load_reward(name, style), weight) for name, weight in self.policy_term.rewards.items()]
+        self.rewards = [
+            (name, load_reward(name, style), weight) for name, weight in self.policy_term.rewards.items()
+        ]
         self.trainable = [p for p in policy.parameters() if p.requires_grad]
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
@@ -157,14 +173,14 @@ class Trainer:
                 self.run.write("metrics", metrics)
                 self._write_samples(step, groups)
                 self.run.write(
-                    "timings", {"step": step, "rollout_s": rolled - began, "update_s": time.monotonic() - rolled}
+                    "timings",
+                    {"step": step, "rollout_s": rolled - began, "update_s": time.monotonic() - rolled},
                 )
                 if self.config.log.eval_every and step % self.config.log.eval_every == 0:
                     self.run.write("evals", {"step": step, **self.evaluate()})
                 if step % self.config.log.save_every == 0 or step == self.steps:
                     self._save(step)
-                bar.update(task, completed=step, reward=f"reward {metrics['reward_mean']:.2f}",
-                           selection=f"selection {metrics['selection_accuracy']:.2f}" if "selection_accuracy" in metrics else "")  # fmt: skip
+                bar.update(task, completed=step, **_bar_fields(metrics))
                 if on_step:
                     on_step(metrics)
         export(self.policy, self.run.path / "final")
@@ -208,7 +224,13 @@ class Trainer:
     ) -> list[Group]:
         texts = [[self.policy.processor.decode(c.ids.tolist()) for c in group] for group in sampled]
         flat_rows = [
-            {"id": r.id, "query": r.query, "answer": r.answer, "answer_type": r.answer_type, "options": r.options}
+            {
+                "id": r.id,
+                "query": r.query,
+                "answer": r.answer,
+                "answer_type": r.answer_type,
+                "options": r.options,
+            }
             for r, group in zip(rows, sampled, strict=True)
             for _ in group
         ]
@@ -222,7 +244,9 @@ class Trainer:
         }
         return [
             Group(row, prompt, completions, group_texts, rewards_PG[p].tolist(), advantages_PG[p])
-            for p, (row, prompt, completions, group_texts) in enumerate(zip(rows, prompts, sampled, texts, strict=True))
+            for p, (row, prompt, completions, group_texts) in enumerate(
+                zip(rows, prompts, sampled, texts, strict=True)
+            )
         ]
 
     def _reward_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -267,7 +291,7 @@ class Trainer:
         else:
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row >= self.config.optim.max_skipped_updates:
-                raise NonFiniteUpdates(
+                raise NonFiniteUpdatesError(
                     f"{self.run.path}: {self.skipped_in_a_row} updates in a row with a non-finite loss or gradient; the last checkpoint is "
                     "kept. Lower optim.learning_rate or look at samples.jsonl"
                 )
@@ -367,6 +391,14 @@ class Trainer:
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.run.truncate(state["step"])
         return int(state["step"])
+
+
+def _bar_fields(metrics: dict[str, Any]) -> dict[str, str]:
+    selection = metrics.get("selection_accuracy")
+    return {
+        "reward": f"reward {metrics['reward_mean']:.2f}",
+        "selection": "" if selection is None else f"selection {selection:.2f}",
+    }
 
 
 def _seed(seed: int, step: int) -> int:

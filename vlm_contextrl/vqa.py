@@ -25,8 +25,12 @@ class Answered:
 
 def question_prompt(processor: Processor, row: QuestionRow, style: Style) -> EncodedPrompt:
     """The prompt of one question row, its images processed."""
-    images = [processor.process_image(image, f"row {row.id}, image {i}") for i, image in enumerate(row.images)]
-    return processor.encode(vqa_messages(row.query, len(images), row.options, row.context_text, style), images)
+    images = [
+        processor.process_image(image, f"row {row.id}, image {i}") for i, image in enumerate(row.images)
+    ]
+    return processor.encode(
+        vqa_messages(row.query, len(images), row.options, row.context_text, style), images
+    )
 
 
 def answer_questions(

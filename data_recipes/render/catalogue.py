@@ -7,6 +7,7 @@ from random import Random
 from typing import Literal
 
 from PIL import Image
+
 from vlm_contextrl.data_recipes.render.charts import CHARTS
 from vlm_contextrl.data_recipes.render.dials import DIALS
 from vlm_contextrl.data_recipes.render.geometry import GEOMETRY

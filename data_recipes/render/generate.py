@@ -19,9 +19,9 @@ from random import Random
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
 from vlm_contextrl.data_recipes.render.catalogue import DOMAINS, DomainName
 from vlm_contextrl.data_recipes.render.scene import Domain, Scene, scene_hash
-
 from vlm_contextrl.images import changed_fraction
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 

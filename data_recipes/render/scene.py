@@ -19,6 +19,7 @@ from random import Random
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from PIL import Image
+
 from vlm_contextrl.data_recipes.render.canvas import Canvas
 
 AnswerType = Literal["choice", "exact", "numeric", "math", "boolean"]

@@ -34,7 +34,6 @@ from vlm_contextrl.packing import pack
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import Processor, load_processor
 
-
 LossOfStep = Callable[[int], Callable[[], Tensor]]
 VISION_SCENES = 10_000_000  # scene numbers of the vision stage start here, so that the stages share none
 
@@ -44,16 +43,27 @@ def optimizers(model: Any, config: TinyVLConfig) -> list[torch.optim.Optimizer]:
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        (matrices if parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "head.")) else rest).append(parameter)
+        (
+            matrices
+            if parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "head."))
+            else rest
+        ).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            matrices,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
         torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
 def schedule(progress: float, step: int, warmup_steps: int) -> float:
     """Linear warm-up, then cosine to 2% of the peak; `progress` runs from 0 to 1."""
-    return min(1.0, (step + 1) / warmup_steps) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return min(1.0, (step + 1) / warmup_steps) * (
+        0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    )
 
 
 def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
@@ -90,7 +100,9 @@ class StageLog:
     def bar(self) -> Any:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        )
 
     def write(self, stage: str, step: int, loss: float) -> None:
         self.last[stage] = {"step": step, "loss": loss, "minutes": self.minutes()}
@@ -98,7 +110,15 @@ class StageLog:
             file.write(json.dumps({"stage": stage, **self.last[stage]}) + "\n")
 
 
-def optimise(stage: str, model: nn.Module, config: TinyVLConfig, steps: int, make_loss: LossOfStep, log: StageLog, max_minutes: float = 0) -> None:
+def optimise(
+    stage: str,
+    model: nn.Module,
+    config: TinyVLConfig,
+    steps: int,
+    make_loss: LossOfStep,
+    log: StageLog,
+    max_minutes: float = 0,
+) -> None:
     """Warm up, anneal, step: the loop of both stages. `make_loss(step)` prepares data and gives the loss to run."""
     opts = optimizers(model, config)
     began = log.minutes()
@@ -134,7 +154,9 @@ def vision_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
     both = nn.ModuleDict({"visual": policy.base.model.visual, "head": head})
 
     def make(step: int) -> Callable[[], Tensor]:
-        return vision_loss(policy.base, head, policy.processor, config, VISION_SCENES + step * config.images_per_step)
+        return vision_loss(
+            policy.base, head, policy.processor, config, VISION_SCENES + step * config.images_per_step
+        )
 
     optimise("vision", both, config, config.vision_steps, make, log)
     save(policy.base, policy.processor, log.out)
@@ -160,7 +182,9 @@ def _processor(tokenizer: Any, out: Path) -> Processor:
 
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 64}).save_pretrained(out)
+    Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 64}).save_pretrained(
+        out
+    )
     return load_processor(str(out), tokenizer.convert_tokens_to_ids("<|image_pad|>"))
 
 
@@ -172,4 +196,6 @@ def save(model: Any, processor: Processor, out: Path) -> None:
     processor.save(str(out))
     for name in ("preprocessor_config.json", "tokenizer_config.json"):
         settings = json.loads((out / name).read_text())
-        (out / name).write_text(json.dumps(settings | {"processor_class": "Qwen2_5_VLProcessor"}, indent=2) + "\n")
+        (out / name).write_text(
+            json.dumps(settings | {"processor_class": "Qwen2_5_VLProcessor"}, indent=2) + "\n"
+        )

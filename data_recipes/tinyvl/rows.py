@@ -22,7 +22,8 @@ def corpus(config: TinyVLConfig, n_scenes: int) -> Iterator[str]:
         for question in questions:
             yield from _turn_texts(question)
     fixed = (
-        "user\n", "assistant\n", "Describe the image.", "\nIs this answer right?", "\nIn image A: ", "\nIn image B: ", "Image A:", "\nImage B:", "\nWhich image supports the answer? Output A or B directly.",
+        "user\n", "assistant\n", "Describe the image.", "\nIs this answer right?", "\nIn image A: ", "\nIn image B: ",
+        "Image A:", "\nImage B:", "\nWhich image supports the answer? Output A or B directly.",
         "Question: ", "\nAnswer: ", "A", "B", "C", "D",
     )  # fmt: skip
     yield from fixed * 50
@@ -30,7 +31,10 @@ def corpus(config: TinyVLConfig, n_scenes: int) -> Iterator[str]:
 
 def _turn_texts(question: SceneQuestion) -> list[str]:
     message = vqa_messages(question.query, options=question.options)[0]
-    return [part["text"] for part in message["content"] if part["type"] == "text"] + [question.answer, f" {question.answer}"]
+    return [part["text"] for part in message["content"] if part["type"] == "text"] + [
+        question.answer,
+        f" {question.answer}",
+    ]
 
 
 class PretrainingRows:
@@ -46,14 +50,19 @@ class PretrainingRows:
         """Row `index`; depends on the seed and the index only."""
         rng = random.Random(f"tinyvl:{self.config.seed}:{index}")
         image, description, questions, domain = scene_examples(
-            self.config.seed, index, size_px=self.config.size_px, questions_per_scene=self.config.questions_per_scene
+            self.config.seed,
+            index,
+            size_px=self.config.size_px,
+            questions_per_scene=self.config.questions_per_scene,
         )
         first = self.processor.process_image(image)
         if rng.random() < self.config.two_image_share:
             return self._two_images(first, DOMAINS[domain], questions[:2], rng)
         turns = [([{"type": "image"}, {"type": "text", "text": "Describe the image."}], description)]
         for question in questions:
-            turns.append((vqa_messages(question.query, options=question.options)[0]["content"], question.answer))
+            turns.append(
+                (vqa_messages(question.query, options=question.options)[0]["content"], question.answer)
+            )
         turns.append(self._check(rng.choice(questions), rng))
         return self._pack((first,), turns)
 
@@ -71,23 +80,36 @@ class PretrainingRows:
         second = self.processor.process_image(domain.draw(edited, self.config.size_px))
         is_first = [True, False]
         rng.shuffle(is_first)
-        head = [{"type": "text", "text": "Image A:"}, {"type": "image"}, {"type": "text", "text": "\nImage B:"}, {"type": "image"}]
+        head = [
+            {"type": "text", "text": "Image A:"},
+            {"type": "image"},
+            {"type": "text", "text": "\nImage B:"},
+            {"type": "image"},
+        ]
         turns = []
         for question in questions:
             for letter, of_first in zip("AB", is_first, strict=True):
                 answer = question.answer if of_first else question.answer_of(edited)
                 if answer is not None:
                     text = f"\nIn image {letter}: {question.query}"
-                    options = "".join(f"\n{o}. {option}" for o, option in zip("ABCDEFGH", question.options, strict=False))
+                    options = "".join(
+                        f"\n{o}. {option}" for o, option in zip("ABCDEFGH", question.options, strict=False)
+                    )
                     turns.append(([*head, {"type": "text", "text": text + options}], answer))
         return self._pack((first, second) if is_first[0] else (second, first), turns)
 
-    def _pack(self, images: tuple[ProcessedImage, ...], turns: list[tuple[list[dict[str, str]], str]]) -> PackedRow:
-        prompts = [self.processor.encode([{"role": "user", "content": content}], images) for content, _ in turns]
+    def _pack(
+        self, images: tuple[ProcessedImage, ...], turns: list[tuple[list[dict[str, str]], str]]
+    ) -> PackedRow:
+        prompts = [
+            self.processor.encode([{"role": "user", "content": content}], images) for content, _ in turns
+        ]
         shared = 1 + max(i for i, token in enumerate(prompts[0].ids_T.tolist()) if token == self.after_image)
         continuations = []
         for prompt, (_, answer) in zip(prompts, turns, strict=True):
             given = prompt.ids_T[shared:]
             answer_ids = self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-            continuations.append(Continuation(torch.cat([given, torch.tensor([*answer_ids, self.end])]), len(given)))
+            continuations.append(
+                Continuation(torch.cat([given, torch.tensor([*answer_ids, self.end])]), len(given))
+            )
         return PackedRow(EncodedPrompt(prompts[0].ids_T[:shared], images), tuple(continuations))

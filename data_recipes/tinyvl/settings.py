@@ -32,8 +32,10 @@ class TinyVLConfig(BaseModel):
     learning_rate: float = Field(3e-3, description="peak learning rate")
     warmup_steps: int = Field(100, description="linear warm-up")
     weight_decay: float = Field(0.02, description="decoupled weight decay of matrices")
-    max_minutes: float = Field(0, description="end the language stage after this many minutes at the latest (0: no limit)")
+    max_minutes: float = Field(
+        0, description="end the language stage after this many minutes at the latest (0: no limit)"
+    )
     save_every: int = Field(500, description="steps between intermediate saves")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="precision of matrix products while training")
-
-
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="precision of matrix products while training"
+    )

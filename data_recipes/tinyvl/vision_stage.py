@@ -74,7 +74,9 @@ def vision_loss(
 
     def loss() -> Tensor:
         tokens = model.model.get_image_features(patches, grids, return_dict=True).pooler_output
-        per_image = F.binary_cross_entropy_with_logits(head(list(tokens)).float(), targets_BF, reduction="none").sum(1)
+        per_image = F.binary_cross_entropy_with_logits(
+            head(list(tokens)).float(), targets_BF, reduction="none"
+        ).sum(1)
         return per_image.mean()
 
     return loss
