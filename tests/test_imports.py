@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "intervals",
         "lazy_rows",
         "pairs",
+        "report_numbers",
         "report_style",
         "row_schema",
         "shards",
@@ -36,9 +37,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "streams",
     ),
     ("answers", "expressions", "gallery", "matching", "objectives", "prompts", "report", "rewards"),
-    ("attention", "checkpoints", "models", "packing", "policy", "processing", "rollout", "runlog"),
+    (
+        "attention",
+        "checkpoints",
+        "models",
+        "packing",
+        "policy",
+        "processing",
+        "qwen_messages",
+        "rollout",
+        "runlog",
+    ),
     ("probe", "reference", "terms", "trainer", "vqa"),
-    ("__main__", "cli", "commands", "demo", "doctor"),
+    ("__main__", "cli", "commands", "demo", "demo_report", "doctor"),
 )
 ENTRY_POINTS = LAYERS[4]
 HEAVY = ("torch", "transformers", "accelerate", "peft", "datasets")

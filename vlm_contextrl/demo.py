@@ -16,40 +16,33 @@ Nothing is ever removed: to start over, remove the folder. Everything is seeded.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlm_contextrl.chart_parts import number
+from vlm_contextrl.commands import leaf
+from vlm_contextrl.commands.arguments import run_config
 from vlm_contextrl.commands.results import show_table, write_json, write_text
 from vlm_contextrl.config import ModelSettings, RunConfig, load_config, validate
-from vlm_contextrl.demo_report import (
-    MEASURES,
-    Measured,
-    duration,
-    facts,
-    hardware,
-    read_jsonl,
-    report_data,
-    summarise,
-)
+from vlm_contextrl.demo_report import MEASURES, duration, facts, hardware, read_jsonl, report_data, summarise
 from vlm_contextrl.errors import InputError
 
-CONFIG = "tiny_contextrl.yaml"
-PAIR_SEED, QUESTION_SEED = 1101, 1102  # unlike, so that questions show other scenes than pairs
-MODEL_FILE = "model.safetensors"
-N_STAGES = 7
+CONFIG = "tiny_contextrl"
+SEEDS = {"pairs": 1101, "questions": 1102}  # of the rendered scenes
+N_STAGES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """How large a demo is. About `test_share` of the rows is held out (of the groups that share a scene)."""
+    """How large a demo is. `test_share` is the share of rows held out, by groups that share an image or a scene."""
 
     pairs: int
     questions: int
@@ -57,7 +50,7 @@ class DemoSettings:
     overrides: tuple[str, ...] = ()  # of the shipped configuration
 
 
-# Held out: about 600 pairs and 1,250 questions, enough for intervals of a few points.
+# About 600 pairs and 1,250 questions are held out: intervals of a few points.
 FULL = DemoSettings(pairs=3600, questions=7600, test_share=1 / 6)
 # Under a minute: shows that every stage works, and measures nothing.
 QUICK = DemoSettings(
@@ -88,41 +81,24 @@ class Demo:
 
     def __init__(self, out: Path, settings: DemoSettings) -> None:
         self.out, self.settings = out.resolve(), settings
-        self.config = _config(self.out, settings)
-        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.shown = Path(os.path.relpath(self.out))  # as people write it
+        self.config = self._resolve_config()
         self.state = self._open()
+        self.console = Console(highlight=False, markup=False, emoji=False)
         self.stage = 0
 
     def run(self) -> dict[str, Any]:
-        """All stages that are not complete."""
-        out, settings, data = self.out, self.settings, self.config.data
-        shown = _short(out)
-        if (out / "report.json").is_file():
-            self._show(f"This demo is done. To run it again, remove {shown} first.")
+        """All stages that are not complete yet, then the table."""
+        if (self.out / "report.json").is_file():
+            self.console.print(f"This demo is done already; remove {self.shown} to run it again.")
         else:
-            self._say(
-                f"Stop with Ctrl-C when you like: the same command goes on where it stopped. Folder: {shown}"
-            )
-            rendered = {kind: out / "rendered" / kind for kind in ("pairs", "questions")}
-            self._stage("render pairs", f"{settings.pairs:,} pairs of pictures", rendered["pairs"],
-                        lambda: self._render("pairs", settings.pairs, PAIR_SEED, rendered["pairs"]))  # fmt: skip
-            self._stage("render questions", f"{settings.questions:,} questions", rendered["questions"],
-                        lambda: self._render("questions", settings.questions, QUESTION_SEED, rendered["questions"]))  # fmt: skip
-            self._stage(
-                "split", "no image and no scene on both sides", out / "data", lambda: self._split(rendered)
-            )
-            self._stage("measure before", f"{self.config.model.path} as shipped", out / "base.json",
-                        lambda: self._measure(self.config.model, out / "base.json"))  # fmt: skip
-            self._stage(
-                "train",
-                f"{self.config.steps} steps of GRPO and context selection",
-                out / "run/final",
-                self._train,
-            )
-            self._stage("measure after", "the trained model", out / "final.json",
-                        lambda: self._measure(self._trained(), out / "final.json"))  # fmt: skip
-            self._stage("report", "numbers, charts, examples", out / "report.json", self._report)
-            self._show(f"To run the demo again from the start, remove {shown} first.")
-        assert data.eval_pairs is not None
-        summary: dict[str, Any] = _read(out / "report.json")
+            self._say(f"The demo goes to {self.shown}. Stop with Ctrl-C when you like: the same command goes on.")
+            size, config = self.settings, self.config
+            self._run("render", f"{size.pairs:,} pairs, {size.questions:,} questions", "data", self._make_data)
+            self._run("measure before", "the model as shipped", "base.json", lambda: self._measure(config.model, "base.json"))
+            self._run("train", f"{config.steps} steps, GRPO and context selection", "run/final", self._train)
+            self._run("measure after", "the trained model", "final.json", lambda: self._measure(self._trained(), "final.json"))
+            self._run("report", "numbers, charts, examples", "report.json", self._report)
+        summary = self._read("report.json")
+        self._show(summary)
         return summary

@@ -20,14 +20,15 @@ from accelerate import Accelerator
 
 from vlm_contextrl.checkpoints import export, latest_checkpoint, load_checkpoint, save_checkpoint
 from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm
-from vlm_contextrl.errors import ContextRLError, DataError
+from vlm_contextrl.errors import ContextRLError
 from vlm_contextrl.models import load_policy
 from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.objectives.policy import VARIANTS
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.probe import contexts, probe, selection_prompt
+from vlm_contextrl.probe import probe
 from vlm_contextrl.processing import EncodedPrompt
+from vlm_contextrl.prompt_lengths import Overlong, pair_length, question_length
 from vlm_contextrl.rewards import combined_rewards, load_reward
 from vlm_contextrl.rollout import Completion, sample
 from vlm_contextrl.runlog import RunDirectory
@@ -62,56 +63,13 @@ def train(
     accelerator = Accelerator(mixed_precision=config.model.autocast)
     policy = load_policy(config.model, accelerator.device)
     rejects = Overlong(config)
-    question_at = rejects.usable(policy, questions, "questions", _question_length)
-    pair_at = rejects.usable(policy, pairs, "pairs", _pair_length) if pairs else []
+    question_at = rejects.usable(policy, questions, "questions", question_length)
+    pair_at = rejects.usable(policy, pairs, "pairs", pair_length) if pairs else []
     run = RunDirectory(run_dir, config, resume=resume)
     rejects.write(run)
     return Trainer(config, run, accelerator, policy, questions, question_at, pairs, pair_at).fit(
         resume, on_step
     )
-
-
-class Overlong:
-    """Prompts over the limit are found before training: a truncated prompt would lose image tokens or the question."""
-
-    def __init__(self, config: RunConfig) -> None:
-        self.limit, self.stop = config.data.max_prompt_tokens, config.data.on_overlong == "error"
-        self.style = config.data.prompt_style
-        self.found: list[dict[str, Any]] = []
-
-    def usable(self, policy: Policy, rows: Sequence[Any], kind: str, length: Callable[..., int]) -> list[int]:
-        """Indices of rows whose prompt fits. Raises DataError in `error` mode, or when nothing is left."""
-        from rich.progress import track
-
-        indices = track(range(len(rows)), f"measuring {kind}", transient=True)
-        lengths = [length(policy, rows[i], self.style) for i in indices]
-        usable = [i for i, n in enumerate(lengths) if n <= self.limit]
-        over = [i for i, n in enumerate(lengths) if n > self.limit]
-        if over and (self.stop or not usable):
-            raise DataError(
-                f"{kind}: {len(over)} of {len(rows)} prompts are longer than {self.limit} tokens, first {rows[over[0]].id} with "
-                f"{lengths[over[0]]}, longest {max(lengths)}; raise data.max_prompt_tokens, lower model.max_pixels, "
-                "or set data.on_overlong=reject"
-            )
-        self.found += [
-            {"kind": kind, "id": rows[i].id, "reason": f"prompt of {lengths[i]} tokens"} for i in over
-        ]
-        return usable
-
-    def write(self, run: RunDirectory) -> None:
-        """rejects.jsonl of the run, when there are any."""
-        if self.found:
-            (run.path / "rejects.jsonl").unlink(missing_ok=True)
-            for reject in self.found:
-                run.write("rejects", reject)
-
-
-def _question_length(policy: Policy, row: QuestionRow, style: Any) -> int:
-    return len(question_prompt(policy.processor, row, style))
-
-
-def _pair_length(policy: Policy, pair: ContrastivePair, style: Any) -> int:
-    return len(selection_prompt(policy.processor, pair, contexts(policy.processor, pair)))
 
 
 class Trainer:

@@ -1,0 +1,58 @@
+"""Prompts that do not fit are found before training, never truncated: a cut prompt loses image tokens or the question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vlm_contextrl.config import RunConfig
+from vlm_contextrl.errors import DataError
+from vlm_contextrl.pairs import ContrastivePair, QuestionRow
+from vlm_contextrl.policy import Policy
+from vlm_contextrl.probe import contexts, selection_prompt
+from vlm_contextrl.prompts import Style
+from vlm_contextrl.runlog import RunDirectory
+from vlm_contextrl.vqa import question_prompt
+
+
+class Overlong:
+    """Rows over the limit: an error, or records for rejects.jsonl."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.limit, self.stop = config.data.max_prompt_tokens, config.data.on_overlong == "error"
+        self.style = config.data.prompt_style
+        self.found: list[dict[str, Any]] = []
+
+    def usable(self, policy: Policy, rows: Sequence[Any], kind: str, length: Callable[..., int]) -> list[int]:
+        """Indices of rows whose prompt fits. Raises DataError in `error` mode, or when nothing is left."""
+        from rich.progress import track
+
+        indices = track(range(len(rows)), f"measuring {kind}", transient=True)
+        lengths = [length(policy, rows[i], self.style) for i in indices]
+        usable = [i for i, n in enumerate(lengths) if n <= self.limit]
+        over = [i for i, n in enumerate(lengths) if n > self.limit]
+        if over and (self.stop or not usable):
+            raise DataError(
+                f"{kind}: {len(over)} of {len(rows)} prompts are longer than {self.limit} tokens, first {rows[over[0]].id} with "
+                f"{lengths[over[0]]}, longest {max(lengths)}; raise data.max_prompt_tokens, lower model.max_pixels, "
+                "or set data.on_overlong=reject"
+            )
+        self.found += [
+            {"kind": kind, "id": rows[i].id, "reason": f"prompt of {lengths[i]} tokens"} for i in over
+        ]
+        return usable
+
+    def write(self, run: RunDirectory) -> None:
+        """rejects.jsonl of the run, when there are any."""
+        if self.found:
+            (run.path / "rejects.jsonl").unlink(missing_ok=True)
+            for reject in self.found:
+                run.write("rejects", reject)
+
+
+def question_length(policy: Policy, row: QuestionRow, style: Style) -> int:
+    return len(question_prompt(policy.processor, row, style))
+
+
+def pair_length(policy: Policy, pair: ContrastivePair, style: Style) -> int:
+    return len(selection_prompt(policy.processor, pair, contexts(policy.processor, pair)))
