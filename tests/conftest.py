@@ -74,3 +74,19 @@ def qwen_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.tiny_models import FAMILIES, write_model_folder
 
     return {f: write_model_folder(f, tmp_path_factory.mktemp(f)) for f in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def noise_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of five `questions` about 1, 2 or no images of noise and of four `pairs`."""
+    from tests.tiny_models import image_pair, question
+    from vlm_contextrl.storage import write_rows
+
+    folder = tmp_path_factory.mktemp("noise")
+    rows = {
+        "questions": [question(n, (n + 1) % 3) for n in range(5)],
+        "pairs": [image_pair(n, "8" if n % 2 else None) for n in range(4)],
+    }
+    for name, made in rows.items():
+        write_rows(made, folder / name, recipe="noise", config={})
+    return {name: folder / name for name in rows}

@@ -48,7 +48,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rollout",
         "runlog",
     ),
-    ("probe", "reference", "terms", "trainer", "vqa"),
+    ("probe", "prompt_lengths", "reference", "terms", "trainer", "vqa"),
     ("__main__", "cli", "commands", "demo", "demo_report", "doctor"),
 )
 ENTRY_POINTS = LAYERS[4]

@@ -16,12 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlm_contextrl.config import ModelSettings
+from vlm_contextrl.config import ModelSettings, RunConfig
 from vlm_contextrl.models import load_policy
+from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, Processor
 from vlm_contextrl.prompts import vqa_messages
+from vlm_contextrl.rollout import Completion
+from vlm_contextrl.terms import Group
+from vlm_contextrl.vqa import question_prompt
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 SPECIAL_TOKENS = (
@@ -176,6 +180,53 @@ def ask(processor: Processor, text: str, images: Sequence[Image.Image] = ()) -> 
 def random_ids(seed: int, n: int) -> Tensor:
     """n byte tokens: never a special one."""
     return torch.randint(0, 256, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def odd_bytes(completions: list[str], rows: list[Any]) -> list[float]:
+    """A reward that a random model can get: the share of odd bytes."""
+    return [sum(b % 2 for b in text.encode()) / max(1, len(text.encode())) for text in completions]
+
+
+ODD_BYTES = f"{odd_bytes.__module__}:{odd_bytes.__name__}"
+
+
+def run_config(model: Path, rows: dict[str, Path], **sections: Any) -> RunConfig:
+    """A run of a few seconds: three steps of two prompts with three completions, and two pairs per update.
+
+    rows: folders of `questions` and `pairs`. Sections given as dicts change single settings.
+    """
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "steps": 3,
+        "model": {"path": str(model), "lora": {"rank": 4, "alpha": 8}},
+        "data": {"questions": str(rows["questions"]), "pairs": str(rows["pairs"]), "prompt_style": "direct"},
+        "rollout": {"prompts_per_step": 2, "completions_per_prompt": 3, "max_new_tokens": 4},
+        "optim": {"learning_rate": 1e-3, "prompts_per_update": 2},
+        "objective": [
+            {"term": "policy", "rewards": {ODD_BYTES: 1.0}},
+            {"term": "selection_loss", "weight": 0.1, "pairs_per_update": 2},
+        ],
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section if isinstance(section, dict) else section
+    return RunConfig.model_validate(values)
+
+
+def given_groups(policy: Policy, dtype: torch.dtype = torch.float32) -> list[Group]:
+    """Four questions of 1, 2, 0 and 1 images with three given completions each, of 1 to 6 tokens; the rewards of
+    the last are all the same."""
+    lengths = [(4, 1, 3), (2, 6, 1), (3, 3, 2), (5, 2, 1)]
+    rewards_PG = torch.tensor([[1, 0, 0.25], [0, 1, 1], [0.5, 0, 1], [1, 1, 1]], dtype=dtype)
+    advantages_PG, _ = group_advantages(rewards_PG)
+    groups = []
+    for n, n_images in enumerate((1, 2, 0, 1)):
+        row = question(n, n_images, "How many?" + " Count them." * (n % 2))
+        ids = [random_ids(10 * n + i, length) for i, length in enumerate(lengths[n])]
+        completions = [Completion(i, torch.zeros(len(i)), True) for i in ids]
+        texts = [policy.processor.decode(i.tolist()) for i in ids]
+        prompt = question_prompt(policy.processor, row, "direct")
+        groups.append(Group(row, prompt, completions, texts, rewards_PG[n].tolist(), advantages_PG[n]))
+    return groups
 
 
 def gradients(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -179,11 +179,9 @@ def histogram(
         y_of = Scale(0, max(1, *counts[look]) * 1.05, top + panel - 8 * (1 - index), top)
         drawn += [y_axis(y_of, y_label, count=3), *_bins(counts[look], edges, x_of, y_of, look)]
         drawn.append(label(look, "name", LEFT + 4, top + 10))
-    marks = {0.0: "zero", **({-clip: "reference", clip: "reference"} if clip else {})}
+    marks = {0.0: "zero", **({-clip: "reference", clip: "reference"} if clip and clip < edges[-1] else {})}
     for value, css in marks.items():
-        if edges[0] < value < edges[-1]:
-            x = x_of(value)
-            drawn.append(element("line", css, x1=x, x2=x, y1=TOP + 4, y2=height - BOTTOM))
+        drawn.append(element("line", css, x1=x_of(value), x2=x_of(value), y1=TOP + 4, y2=height - BOTTOM))
     drawn.append(label("\N{LEFTWARDS ARROW} wrong", "tick", x_of(0) - 5, TOP + 4, "end"))
     drawn.append(label("right \N{RIGHTWARDS ARROW}", "tick", x_of(0) + 5, TOP + 4))
     drawn.append(x_axis(x_of, height, x_label))
@@ -198,7 +196,7 @@ def histogram(
         "".join(drawn),
         height,
         note="Each row has its own vertical scale."
-        + (f" Dotted lines: the clip, ±{clip:g}." if clip else ""),
+        + (f" Dotted lines: the clip, ±{clip:g}." if clip and clip < edges[-1] else ""),
         table=number_table((x_label, "before", "after"), rows),
     )
 

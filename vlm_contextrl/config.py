@@ -255,7 +255,8 @@ def _scalar(text: str) -> Any:
 
 
 def _explain(record: type[BaseModel], error: ValidationError) -> str:
-    problem = error.errors()[0]
+    # A mistyped key of a required field is two problems; the unknown key is the one to read.
+    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     path = [str(part) for part in problem["loc"]]
     where = ".".join(path) or "top level"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

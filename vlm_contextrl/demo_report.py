@@ -15,17 +15,9 @@ from vlm_contextrl.gallery import Example, Sample, choose
 from vlm_contextrl.intervals import bootstrap, paired_gain
 from vlm_contextrl.pairs import ContrastivePair
 from vlm_contextrl.report import ReportData
+from vlm_contextrl.report_numbers import MEASURES
 from vlm_contextrl.storage import read_manifest, read_rows
 
-MEASURES = (
-    "vqa_accuracy",
-    "selection_accuracy",
-    "order_consistent_accuracy",
-    "same_image_control",
-    "group_accuracy",
-    "mean_margin",
-    "position_bias",
-)
 SAMPLES_SHOWN = 3  # of the first step and of the last
 
 Measured = Mapping[str, Any]  # measures, per_pair, per_question; what base.json and final.json hold
@@ -135,7 +127,7 @@ def hardware(device: str) -> str:
 
 def duration(seconds: float) -> str:
     """`8 min 12 s`."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

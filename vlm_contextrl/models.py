@@ -24,7 +24,7 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 LANGUAGE_LINEAR = r".*language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 VISION_LINEAR = (
     r".*visual\.(blocks\..*\.(qkv|proj|linear_fc1|linear_fc2|gate_proj|up_proj|down_proj)"
-    r"|.*merger.*\.(0|2|linear_fc1|linear_fc2))"
+    r"|merger\.mlp\.(0|2)|(merger|deepstack_merger_list\.\d+)\.(linear_fc1|linear_fc2))"
 )
 
 
@@ -54,8 +54,9 @@ def load_policy(
     attention.register()
     _quiet_progress_of_small_models(path)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, loading = AutoModelForImageTextToText.from_pretrained(
             path,
+            output_loading_info=True,
             config=config,
             dtype=getattr(torch, settings.dtype),
             trust_remote_code=settings.trust_remote_code,
@@ -66,6 +67,8 @@ def load_policy(
         Exception
     ) as error:  # safetensors, transformers and huggingface_hub raise classes of their own here
         raise CheckpointError(f"{path}: weights cannot be read: {_first_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
+        raise CheckpointError(f"{path}: weights are incomplete: {len(missing)} tensors are missing, first {missing[0]}")
     processor = load_processor(
         path,
         config.image_token_id,
@@ -78,7 +81,9 @@ def load_policy(
     policy = Policy(model.to(device), processor, feature_cache_mib=settings.feature_cache_mib)
     if trainable and settings.gradient_checkpointing:
         # Only the language model: a frozen tower must not be recomputed, nor made part of the graph.
-        policy.base.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        language_model = policy.base.model.language_model
+        renamed = getattr(language_model, "activation_checkpointing_enable", None)  # transformers 5.23
+        (renamed or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
     return policy.train() if trainable else policy.eval().requires_grad_(False)
 
 
@@ -96,8 +101,10 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
             raise CheckpointError(
                 f"{settings.adapter}: adapter cannot be read: {_first_line(error)}"
             ) from error
-        return model if trainable and settings.tuning == "lora" else model.merge_and_unload()
-    if settings.tuning == "lora" and trainable:
+        if trainable and settings.tuning == "lora":
+            return model
+        model = model.merge_and_unload()
+    elif settings.tuning == "lora" and trainable:
         lora = settings.lora
         targets = f"({LANGUAGE_LINEAR})|({VISION_LINEAR})" if lora.vision else LANGUAGE_LINEAR
         return get_peft_model(

@@ -51,6 +51,8 @@ class FeatureCache:
         return self._items.get(key)
 
     def put(self, key: str, features: ImageFeatures) -> None:
+        if key in self._items:
+            self.n_bytes -= self._items.pop(key).nbytes()
         self._items[key] = features
         self.n_bytes += features.nbytes()
         while self.n_bytes > self.max_bytes and len(self._items) > 1:

@@ -7,7 +7,7 @@ context over the confounder in one order:
     order_consistent_accuracy  share of pairs that are right in both orders
     group_accuracy             share of pairs right in both orders and in both directions (A, C+, C-) and (A', C-, C+)
     mean_margin                mean over pairs of the margin averaged over both orders: a preference for a letter cancels
-    position_bias              share of (pair, order) in which option A is chosen, minus one half
+    position_bias              share of (pair, order) in which option A is chosen, a tie counting one half, minus one half
     same_image_control         selection_accuracy with the context in both places: 0.5, or the probe leaks
 
 Intervals are bootstrapped over pairs. Source of the probe: arXiv 2606.17053, section on context unawareness; the controls are ours.
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from vlm_contextrl.errors import DataError
 from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage
 from vlm_contextrl.policy import Policy
@@ -53,10 +54,17 @@ def contexts(
     return first, second
 
 
-def option_ids(processor: Processor, pair: ContrastivePair) -> list[int]:
-    """Token ids of A and B after the prompt of this pair."""
-    kind = "image" if isinstance(pair.context, EncodedImage) else "text"
-    return option_token_ids(processor.tokenizer, SELECTION_PREFILL[kind])  # type: ignore[index]
+def option_ids(processor: Processor, pairs: Sequence[ContrastivePair]) -> list[int]:
+    """Token ids of A and B after the prompts of these pairs. DataError when they mix images and texts, whose
+    letters are not the same tokens."""
+    images = isinstance(pairs[0].context, EncodedImage)
+    for pair in pairs:
+        if isinstance(pair.context, EncodedImage) != images:
+            raise DataError(
+                f"pairs {pairs[0].id} and {pair.id}: one has images, the other texts; expected one kind, in a "
+                "dataset of its own"
+            )
+    return option_token_ids(processor.tokenizer, SELECTION_PREFILL["image" if images else "text"])
 
 
 @torch.no_grad()
@@ -105,7 +113,7 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
         reverse = pair.reversed()
         if reverse is not None:
             prompts += [selection_prompt(processor, reverse, shown) for shown in ((bad, good), (good, bad))]
-    logits = iter(policy.option_logits(prompts, option_ids(processor, batch[0])).tolist())
+    logits = iter(policy.option_logits(prompts, option_ids(processor, batch)).tolist())
 
     def margin(context_is_first: bool) -> float:
         a, b = next(logits)
@@ -130,4 +138,4 @@ def _share_right(margins: Sequence[float]) -> float:
 def _share_first(margins: Sequence[float]) -> float:
     """Share of the two orders (context first, context second) in which option A wins."""
     first, second = margins
-    return ((first > 0) + (second < 0)) / 2
+    return _share_right([first, -second])

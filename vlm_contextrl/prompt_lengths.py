@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,14 +39,19 @@ class Overlong:
                 f"{lengths[over[0]]}, longest {max(lengths)}; raise data.max_prompt_tokens, lower model.max_pixels, "
                 "or set data.on_overlong=reject"
             )
+        refused = getattr(rows, "rejects", ())  # foreign formats: what the reader could not use
+        self.found += [{"kind": kind, "id": row_id, "reason": reason} for row_id, reason in refused]
         self.found += [
             {"kind": kind, "id": rows[i].id, "reason": f"prompt of {lengths[i]} tokens"} for i in over
         ]
         return usable
 
     def write(self, run: RunDirectory) -> None:
-        """rejects.jsonl of the run, when there are any."""
+        """rejects.jsonl of the run, and one line that says so, when there are any."""
         if self.found:
+            counts = Counter(reject["kind"] for reject in self.found)
+            shown = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+            print(f"not used: {shown}; reasons in {run.path / 'rejects.jsonl'}", file=sys.stderr)
             (run.path / "rejects.jsonl").unlink(missing_ok=True)
             for reject in self.found:
                 run.write("rejects", reject)

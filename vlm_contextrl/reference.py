@@ -96,6 +96,7 @@ def rollout(
             logits_V = (
                 model(**model_inputs([prompt], [ids], processor)).logits[0, -1].float() / settings.temperature
             )
+            logits_V[processor.image_token_id] = -torch.inf  # a sampled placeholder would need pixels
             ids = torch.cat([ids, torch.multinomial(logits_V.softmax(-1), 1, generator=generator)])
         completions.append(ids)
     return completions

@@ -205,7 +205,7 @@ def _gallery(data: ReportData) -> str:
     if not data.examples:
         return ""
     counts = "".join(
-        f"<li><strong>{name}</strong>: {data.outcomes[name]} pairs, {meaning}</li>"
+        f"<li><strong>{name}</strong>: {data.outcomes[name]} {'pair' if data.outcomes[name] == 1 else 'pairs'}, {meaning}</li>"
         for name, meaning in OUTCOMES.items()
         if name in data.outcomes
     )

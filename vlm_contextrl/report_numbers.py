@@ -7,39 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlm_contextrl.chart_parts import MISSING, finite, number
 from vlm_contextrl.charts import bar_chart
 
 Summary = Mapping[str, Any]
 
+
+class Measure(NamedTuple):
+    """How a measure is shown: its value times `scale`, then `unit`."""
+
+    label: str
+    meaning: str
+    scale: float
+    unit: str
+
+
 MEASURES = {
-    "vqa_accuracy": ("Question accuracy", "held-out questions answered correctly"),
-    "selection_accuracy": (
-        "Selection accuracy",
-        "the supporting image has the larger logit; both option orders count",
+    "vqa_accuracy": Measure("Question accuracy", "held-out questions answered correctly", 100, "%"),
+    "selection_accuracy": Measure(
+        "Selection accuracy", "the supporting image has the larger logit; both option orders count", 100, "%"
     ),
-    "order_consistent_accuracy": ("Right in both orders", "pairs right whichever image is shown first"),
-    "group_accuracy": (
-        "Right in both orders and directions",
-        "also when the answer of the other image is asked for",
+    "order_consistent_accuracy": Measure(
+        "Right in both orders", "pairs right whichever image is shown first", 100, "%"
     ),
-    "same_image_control": (
+    "group_accuracy": Measure(
+        "Right in both directions",
+        "in both orders, also when the other image's answer is asked for",
+        100,
+        "%",
+    ),
+    "same_image_control": Measure(
         "Same-image control",
         "one image in both places: anything but 50% would be a leak of the probe",
+        100,
+        "%",
     ),
-}
-OTHER_MEASURES = {
-    "mean_margin": (
-        "Mean margin, logits",
-        "how far the supporting image is ahead, mean over both option orders",
-        1.0,
+    "mean_margin": Measure(
+        "Mean margin, logits", "how far the supporting image is ahead, mean over both option orders", 1, ""
     ),
-    "position_bias": (
-        "Position bias, points",
-        "how much more often than half the time the first image is chosen",
-        100.0,
+    "position_bias": Measure(
+        "Position bias, points", "how much more often than half the time the first image is chosen", 100, ""
     ),
 }
 
@@ -69,12 +78,7 @@ def verdict(gain: Mapping[str, Any]) -> str:
 
 def measure_table(summary: Summary) -> str:
     """All measures with intervals."""
-    rows = [
-        _row(summary, name, label, meaning, 100.0, "%", 1) for name, (label, meaning) in MEASURES.items()
-    ] + [
-        _row(summary, name, label, meaning, scale, "", 1 if scale == 100 else 2)
-        for name, (label, meaning, scale) in OTHER_MEASURES.items()
-    ]
+    rows = [_row(summary, name, measure) for name, measure in MEASURES.items()]
     if not any(rows):
         return ""
     return (
@@ -124,8 +128,9 @@ def domain_charts(summary: Summary) -> str:
 def overview_chart(summary: Summary) -> str:
     """The shares of the table as bars; empty without any."""
     rows = [
-        (label, entry_of(summary, "base", name), entry_of(summary, "final", name))
-        for name, (label, _) in MEASURES.items()
+        (measure.label, entry_of(summary, "base", name), entry_of(summary, "final", name))
+        for name, measure in MEASURES.items()
+        if measure.unit == "%"
     ]
     if not any(before or after for _, before, after in rows):
         return ""
@@ -149,19 +154,20 @@ def _headline_card(title: str, summary: Summary, measure: str, gain: str) -> str
     )
 
 
-def _row(summary: Summary, name: str, label: str, meaning: str, scale: float, unit: str, digits: int) -> str:
+def _row(summary: Summary, name: str, measure: Measure) -> str:
     entries = [entry_of(summary, side, name) for side in ("base", "final")]
     if not any(entries):
         return ""
-    cells = "".join(_cell(entry, scale, unit, digits) for entry in entries)
-    return f'<tr><th scope="row">{label}<small>{meaning}</small></th>{cells}</tr>'
+    cells = "".join(_cell(entry, measure) for entry in entries)
+    return f'<tr><th scope="row">{measure.label}<small>{measure.meaning}</small></th>{cells}</tr>'
 
 
-def _cell(entry: Mapping[str, Any] | None, scale: float, unit: str, digits: int) -> str:
+def _cell(entry: Mapping[str, Any] | None, measure: Measure) -> str:
     value, low, high = (finite((entry or {}).get(key)) for key in ("value", "low", "high"))
     if entry is None or value is None:
         return f"<td>{MISSING}</td>"
+    scale, digits = measure.scale, 1 if measure.scale == 100 else 2
     below = f"<span>n = {escape(str(entry.get('n', MISSING)))}</span>"
     if low is not None and high is not None:
         below = f"<span>{number(scale * low, digits)} to {number(scale * high, digits)},</span> {below}"
-    return f"<td>{number(scale * value, digits)}{unit}<small>{below}</small></td>"
+    return f"<td>{number(scale * value, digits)}{measure.unit}<small>{below}</small></td>"

@@ -16,7 +16,26 @@ import yaml
 from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import ConfigError, InputError, MissingExtraError
 
+CONFIG = "config.yaml"
 STREAMS = ("metrics", "timings", "samples", "evals")
+
+
+def check_run_folder(path: Path, config: RunConfig, *, resume: bool) -> None:
+    """InputError when a new run would write into an old one, ConfigError when a resumed run has other settings than it began with."""
+    if not resume:
+        if path.exists() and any(path.iterdir()):
+            raise InputError(
+                f"{path}: exists and is not empty; resume it with --resume, or name another folder with --out"
+            )
+        return
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: nothing to resume, {CONFIG} is missing; start without --resume")
+    before, now = yaml.safe_load((path / CONFIG).read_text()), config.model_dump(mode="json")
+    changed = [key for key in now if key != "log" and before.get(key) != now[key]]
+    if changed:
+        raise ConfigError(
+            f"{path}: resumed with another configuration ({', '.join(changed)}); use the one of {path / CONFIG}"
+        )
 
 
 class RunDirectory:
@@ -24,25 +43,11 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
         self.path = path
-        saved = path / "config.yaml"
-        resolved = config.model_dump(mode="json")
-        if resume:
-            if not saved.is_file():
-                raise InputError(f"{path}: nothing to resume, config.yaml is missing; start without --resume")
-            before = yaml.safe_load(saved.read_text())
-            changed = [key for key in resolved if key != "log" and before.get(key) != resolved[key]]
-            if changed:
-                raise ConfigError(
-                    f"{path}: resumed with another configuration ({', '.join(changed)}); use the one of {saved}"
-                )
-        elif path.exists() and any(path.iterdir()):
-            raise InputError(
-                f"{path}: exists and is not empty; resume it with --resume, or name another folder with --out"
-            )
+        check_run_folder(path, config, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            saved.write_text(yaml.safe_dump(resolved, sort_keys=False))
         self._trackers = [_tracker(name, path, config) for name in config.log.trackers]
+        if not resume:
+            (path / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def truncate(self, step: int) -> None:
         """Drop records of steps after `step`: they are made again."""

@@ -154,7 +154,7 @@ class SelectionObjective:
         if self.reverse:
             instances += [r for r in (pair.reversed() for pair in update.pairs) if r is not None]
         shown = [self._prompts(policy, instance, update.order_rng) for instance in instances]
-        ids = option_ids(policy.processor, instances[0])
+        ids = option_ids(policy.processor, instances)
 
         def longest(prompts: list[tuple[EncodedPrompt, int]]) -> int:
             return max(len(p) for p, _ in prompts) * self.config.rows_per_pair

@@ -31,7 +31,7 @@ from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.prompt_lengths import Overlong, pair_length, question_length
 from vlm_contextrl.rewards import combined_rewards, load_reward
 from vlm_contextrl.rollout import Completion, sample
-from vlm_contextrl.runlog import RunDirectory
+from vlm_contextrl.runlog import RunDirectory, check_run_folder
 from vlm_contextrl.storage import read_pairs, read_questions
 from vlm_contextrl.streams import ShuffledStream
 from vlm_contextrl.terms import (
@@ -58,6 +58,7 @@ def train(
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Run (or resume) a training run; returns the last step's metrics. The result is in `run_dir/final`."""
+    check_run_folder(run_dir, config, resume=resume)
     questions = read_questions(config.data.questions)
     pairs = read_pairs(config.data.pairs) if config.data.pairs else []
     accelerator = Accelerator(mixed_precision=config.model.autocast)

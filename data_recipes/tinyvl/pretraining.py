@@ -30,7 +30,7 @@ from vlm_contextrl.data_recipes.tinyvl.rows import PretrainingRows, corpus
 from vlm_contextrl.data_recipes.tinyvl.settings import TinyVLConfig
 from vlm_contextrl.data_recipes.tinyvl.vision_stage import FactHead, vision_loss
 from vlm_contextrl.errors import InputError
-from vlm_contextrl.packing import pack
+from vlm_contextrl.packing import PackedBatch, pack
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import Processor, load_processor
 
@@ -67,7 +67,7 @@ def schedule(progress: float, step: int, warmup_steps: int) -> float:
 
 
 def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
-    """Build tokenizer and model, pretrain in two stages, save; returns what the card reports."""
+    """Build tokenizer and model, pretrain in three stages, save; returns what the card reports."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: exists and is not empty; name another folder or remove it")
     tokenizer = build_tokenizer(corpus(config, 3000), config.vocab_size)
@@ -76,9 +76,10 @@ def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
     # Matrix products beat torch's fused attention backward in bfloat16 on a CPU (attention.py).
     model.set_attn_implementation({"text_config": attention.PACKED, "vision_config": "eager"})
     policy = Policy(model, _processor(tokenizer, out))
-    log = StageLog(out)
+    log = StageLog(out, lambda: save(model, policy.processor, out))
     vision_stage(policy, config, log)
     language_stage(policy, config, log)
+    answer_stage(policy, config, log)
     save(model, policy.processor, out)
     result = {"parameters": sum(p.numel() for p in model.parameters()), "stages": log.last}
     measured = measure(out, config.size_px)
@@ -87,10 +88,11 @@ def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
 
 
 class StageLog:
-    """Progress bar on the terminal, a line in pretraining.jsonl every 20 steps."""
+    """Progress bar on the terminal, a line in pretraining.jsonl every 20 steps, intermediate saves."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, save: Callable[[], None]) -> None:
         self.out = out
+        self.save = save
         self.began = time.monotonic()
         self.last: dict[str, dict[str, float]] = {}
 
@@ -119,7 +121,7 @@ def optimise(
     log: StageLog,
     max_minutes: float = 0,
 ) -> None:
-    """Warm up, anneal, step: the loop of both stages. `make_loss(step)` prepares data and gives the loss to run."""
+    """Warm up, anneal, step: the loop of every stage. `make_loss(step)` prepares data and gives the loss to run."""
     opts = optimizers(model, config)
     began = log.minutes()
     with log.bar() as bar:
@@ -140,6 +142,8 @@ def optimise(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
                 opt.step()
+            if step and step % config.save_every == 0:
+                log.save()
             if step % 20 == 0:
                 log.write(stage, step, loss.item())
                 bar.update(task, completed=step, description=f"{stage}  loss {loss.item():.3f}")
@@ -159,22 +163,48 @@ def vision_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
         )
 
     optimise("vision", both, config, config.vision_steps, make, log)
-    save(policy.base, policy.processor, log.out)
 
 
 def language_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
-    """Everything together, on packed rows."""
+    """Everything together, every token alike: mostly descriptions, which is how the decoder learns to read the tower."""
+    optimise(
+        "language",
+        policy.base,
+        config,
+        config.steps,
+        _loss_on_rows(policy, config, 0, config.rows_per_step, _token_mean),
+        log,
+    )
+
+
+def answer_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
+    """The same rows with every continuation alike: an answer of one token counts as much as a description of forty."""
+    first = config.steps * config.rows_per_step
+    make_loss = _loss_on_rows(policy, config, first, config.answer_rows_per_step, _continuation_mean)
+    slower = config.model_copy(update={"learning_rate": config.answer_learning_rate})
+    optimise("answers", policy.base, slower, config.answer_steps, make_loss, log, config.max_minutes)
+
+
+def _token_mean(batch: PackedBatch, logps_L: Tensor) -> Tensor:
+    return -logps_L.mean()
+
+
+def _continuation_mean(batch: PackedBatch, logps_L: Tensor) -> Tensor:
+    return -torch.stack([part.mean() for row in batch.split(logps_L) for part in row]).mean()
+
+
+def _loss_on_rows(
+    policy: Policy, config: TinyVLConfig, first: int, n: int, reduce: Callable[[PackedBatch, Tensor], Tensor]
+) -> LossOfStep:
+    """`n` rows a step, from row `first` on."""
     rows = PretrainingRows(config, policy.processor)
     pad_id = policy.processor.tokenizer.pad_token_id
 
     def make(step: int) -> Callable[[], Tensor]:
-        if step and step % config.save_every == 0:
-            save(policy.base, policy.processor, log.out)
-        first = step * config.rows_per_step
-        batch = pack([rows.row(first + i) for i in range(config.rows_per_step)], policy.positions, pad_id)
-        return lambda: -policy.completion_logps(batch)[0].mean()
+        batch = pack([rows.row(first + step * n + i) for i in range(n)], policy.positions, pad_id)
+        return lambda: reduce(batch, policy.completion_logps(batch)[0])
 
-    optimise("language", policy.base, config, config.steps, make, log, config.max_minutes)
+    return make
 
 
 def _processor(tokenizer: Any, out: Path) -> Processor:

@@ -22,7 +22,7 @@ def corpus(config: TinyVLConfig, n_scenes: int) -> Iterator[str]:
         for question in questions:
             yield from _turn_texts(question)
     fixed = (
-        "user\n", "assistant\n", "Describe the image.", "\nIs this answer right?", "\nIn image A: ", "\nIn image B: ",
+        "user\n", "assistant\n", "Describe the image.", "Find", "\nIs this answer right?", "\nIn image A: ", "\nIn image B: ",
         "Image A:", "\nImage B:", "\nWhich image supports the answer? Output A or B directly.",
         "Question: ", "\nAnswer: ", "A", "B", "C", "D",
     )  # fmt: skip
@@ -63,8 +63,16 @@ class PretrainingRows:
             turns.append(
                 (vqa_messages(question.query, options=question.options)[0]["content"], question.answer)
             )
+        turns += [self._find(description, rng) for _ in range(self.config.lookups_per_scene)]
         turns.append(self._check(rng.choice(questions), rng))
         return self._pack((first,), turns)
+
+    def _find(self, description: str, rng: random.Random) -> tuple[list[dict[str, str]], str]:
+        """A word of the description and all phrases that hold it: looking things up, without the grammar of a question."""
+        phrases = [phrase.split() for phrase in description.removesuffix(".").split(", ")]
+        word = rng.choice(rng.choice(phrases))
+        found = ", ".join(" ".join(phrase) for phrase in phrases if word in phrase)
+        return [{"type": "image"}, {"type": "text", "text": f"Find {word}."}], found
 
     def _check(self, question: SceneQuestion, rng: random.Random) -> tuple[list[dict[str, str]], str]:
         answer, verdict = question.answer, "yes"
