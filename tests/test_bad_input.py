@@ -37,7 +37,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_model_folder: Path, pairs_folder: Path, questions_folder: Path) -> dict[str, Any]:
+def config(
+    tmp_path: Path, tiny_model_folder: Path, pairs_folder: Path, questions_folder: Path
+) -> dict[str, Any]:
     """A run that would work."""
     return {
         "name": "run",
@@ -92,7 +94,12 @@ def bomb() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +114,16 @@ def bomb() -> bytes:
         (png("red"), png("blue"), {"licence": None}, "licence"),
         (png("red"), png("blue"), {"confounder_answer": "Red"}, "answer"),
     ],
-    ids=["corrupt", "truncated", "bomb", "outside", "missing-image", "equal-images", "no-licence", "same-answer"],
+    ids=[
+        "corrupt",
+        "truncated",
+        "bomb",
+        "outside",
+        "missing-image",
+        "equal-images",
+        "no-licence",
+        "same-answer",
+    ],
 )
 def test_unusable_pairs(
     refused: Refused, tmp_path: Path, config: dict[str, Any], context: bytes | str, confounder: bytes,

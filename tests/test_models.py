@@ -77,7 +77,10 @@ def other_shape(folder: Path) -> None:
         (no_weights, "weights must be safetensors, found no weights"),
         (cut_weights, "weights cannot be read: "),
         (no_safetensors_at_all, "weights cannot be read: "),
-        (layer_missing, "weights are incomplete: 12 tensors are missing, first model.language_model.layers.1."),
+        (
+            layer_missing,
+            "weights are incomplete: 12 tensors are missing, first model.language_model.layers.1.",
+        ),
         (other_shape, "weights cannot be read: "),
     ],
 )

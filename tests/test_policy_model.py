@@ -115,9 +115,7 @@ def test_trained_tower_runs_once_per_batch(family: str, qwen_folders: dict[str, 
     assert calls == [2]
 
     oracle = Policy(plain_model(qwen_folders[family]), policy.processor)
-    logps_L = torch.cat(
-        reference.completion_logps(oracle.base, oracle.processor, prompts, completions, 1.0)
-    )
+    logps_L = torch.cat(reference.completion_logps(oracle.base, oracle.processor, prompts, completions, 1.0))
     (logps_L * torch.linspace(-1, 1, len(logps_L))).sum().backward()
     expected = gradients(oracle)
     largest = max(float(g.abs().max()) for g in expected.values())

@@ -55,7 +55,9 @@ def by_trainer(
     return metrics["loss"], gradients(policy)
 
 
-def by_reference(policy: Policy, pairs: list[ContrastivePair], dtype: torch.dtype) -> tuple[float, dict[str, Tensor]]:
+def by_reference(
+    policy: Policy, pairs: list[ContrastivePair], dtype: torch.dtype
+) -> tuple[float, dict[str, Tensor]]:
     groups = given_groups(policy, dtype)
     loss = reference.step_loss(
         policy.base,
@@ -107,7 +109,9 @@ def test_trainer_and_reference_agree(
     assert worst_difference(grads, expected_grads) < tolerance
 
 
-def test_disagreement_shows(qwen_folders: dict[str, Path], noise_rows: dict[str, Path], tmp_path: Path) -> None:
+def test_disagreement_shows(
+    qwen_folders: dict[str, Path], noise_rows: dict[str, Path], tmp_path: Path
+) -> None:
     """One option order flipped, or lambda a tenth off: far outside the tolerance."""
     folder = qwen_folders["qwen2_5_vl"]
     policy = tiny_policy(folder)
@@ -118,7 +122,9 @@ def test_disagreement_shows(qwen_folders: dict[str, Path], noise_rows: dict[str,
         pairs = list(PAIRS)
         if flipped is not None:
             pair = pairs[flipped]
-            pairs[flipped] = image_pair(flipped, "7").reversed() or pair  # the same answer, contexts exchanged
+            pairs[flipped] = (
+                image_pair(flipped, "7").reversed() or pair
+            )  # the same answer, contexts exchanged
         _, wrong = by_trainer(policy, config, tmp_path / str(weight), pairs, torch.float32)
         assert worst_difference(wrong, right) > 1e-4
 
@@ -172,27 +178,60 @@ def test_rollout_never_samples_a_placeholder(qwen_folders: dict[str, Path]) -> N
     head.forward = forward
     settings = reference.Settings(completions_per_prompt=2, max_new_tokens=3)
     prompt = reference.question_prompt(policy.processor, question(0))
-    found = reference.rollout(policy.base, policy.processor, prompt, settings, torch.Generator().manual_seed(0))
+    found = reference.rollout(
+        policy.base, policy.processor, prompt, settings, torch.Generator().manual_seed(0)
+    )
     assert all(image_token not in ids.tolist() for ids in found)
 
 
-def test_steps_teach_the_selection(qwen_folders: dict[str, Path]) -> None:
-    """Twelve steps on two pairs and one question: the selection loss of both orders falls by half."""
-    model = plain_model(qwen_folders["qwen2_5_vl"]).train()
-    processor = tiny_policy(qwen_folders["qwen2_5_vl"]).processor
-    settings = reference.Settings(completions_per_prompt=2, max_new_tokens=2, selection_weight=1.0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    pairs = PAIRS[:2]
+@pytest.mark.parametrize("part", ["policy", "selection"])
+def test_a_step_goes_the_right_way(part: str, qwen_folders: dict[str, Path]) -> None:
+    """A small step of plain gradient descent gains lr * |g|^2: off the selection loss of its pairs, or onto the
+    advantage-weighted log-probs, mean over completions of A * mean over tokens, whose gradient is that of the
+    policy loss (whose own value is always 0 on policy)."""
+    policy = tiny_policy(qwen_folders["qwen3_vl"])
+    groups, settings = given_groups(policy), reference.Settings(selection_weight=1.0)
+    completions = [[c.ids for c in g.completions] for g in groups]
+    advantages = [reference.group_advantages(torch.tensor(g.rewards)) for g in groups]
+    rewards = [torch.tensor(g.rewards) * (part == "policy") for g in groups]
+    pairs, first = (PAIRS, orders(0, len(PAIRS))) if part == "selection" else ([], [])
 
-    def loss() -> float:
-        with torch.no_grad():
-            return reference.selection_loss(
-                model, processor, pairs * 2, [True, True, False, False], settings
-            ).item()
+    @torch.no_grad()
+    def worth() -> float:
+        if part == "selection":
+            return -reference.selection_loss(policy.base, policy.processor, pairs, first, settings).item()
+        flat = [c for group in completions for c in group]
+        prompts = [g.prompt for g in groups for _ in g.completions]
+        logps = reference.completion_logps(policy.base, policy.processor, prompts, flat, 1.0)
+        means = torch.stack([logp.mean() for logp in logps])
+        return (means * torch.cat(advantages)).mean().item()
 
-    before = loss()
-    for _ in range(12):
-        metrics = reference.train_step(model, processor, optimizer, [question(0)], pairs, settings, generator)
+    before, lr = worth(), 1e-3
+    rows = [g.row for g in groups]
+    reference.step_loss(
+        policy.base, policy.processor, rows, completions, rewards, pairs, first, settings
+    ).backward()
+    squared = sum(float(p.grad.pow(2).sum()) for p in policy.parameters() if p.grad is not None)
+    torch.optim.SGD(policy.parameters(), lr=lr).step()
+    assert worth() - before == pytest.approx(lr * squared, rel=0.2)
+
+
+def test_train_step_runs(qwen_folders: dict[str, Path]) -> None:
+    """Two steps change the weights; with the same generator they are the same two steps."""
+    ends = []
+    for _ in range(2):
+        policy = tiny_policy(qwen_folders["qwen2_5_vl"])
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+        settings = reference.Settings(completions_per_prompt=2, max_new_tokens=2, selection_weight=1.0)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(2):
+            metrics = reference.train_step(
+                policy.base, policy.processor, optimizer, [question(0)], PAIRS[:2], settings, generator
+            )
         assert metrics.keys() == {"loss", "reward"}
-    assert loss() < 0.5 * before
+        assert 0 <= metrics["reward"] <= 1
+        ends.append((metrics, dict(policy.base.named_parameters())))
+    start = dict(plain_model(qwen_folders["qwen2_5_vl"]).named_parameters())
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(ends[0][1][name], ends[1][1][name]) for name in start)
+    assert any(not torch.equal(ends[0][1][name], start[name]) for name in start)

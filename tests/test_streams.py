@@ -37,7 +37,9 @@ def test_going_back_repeats() -> None:
 
 
 def test_seed_and_name_give_orders_of_their_own() -> None:
-    orders = {tuple(ShuffledStream(20, seed, name).take(20)) for seed in (0, 1) for name in ("pairs", "questions")}
+    orders = {
+        tuple(ShuffledStream(20, seed, name).take(20)) for seed in (0, 1) for name in ("pairs", "questions")
+    }
     assert len(orders) == 4
 
 

@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny_models import given_groups, gradients, image_pair, strict_float64, tiny_policy, worst_difference
+from tests.tiny_models import (
+    given_groups,
+    gradients,
+    image_pair,
+    strict_float64,
+    tiny_policy,
+    worst_difference,
+)
 from vlm_contextrl import terms
 from vlm_contextrl.config import PolicyTerm, SelectionTerm
 from vlm_contextrl.objectives.policy import PolicyBatch
@@ -33,7 +40,9 @@ def selection_term(**settings: Any) -> SelectionObjective:
     return SelectionObjective(SelectionTerm(term="selection_loss", weight=0.5, **settings))
 
 
-def run(term: Term, policy: Policy, update: Update, budget: int) -> tuple[int, dict[str, float], dict[str, Tensor]]:
+def run(
+    term: Term, policy: Policy, update: Update, budget: int
+) -> tuple[int, dict[str, float], dict[str, Tensor]]:
     """Number of shares, sums of loss and metrics, gradient."""
     sums: dict[str, float] = {"loss": 0.0}
     n = 0
@@ -64,23 +73,27 @@ def test_under_budget(sizes: list[int], budget: int, expected: list[list[int]]) 
     assert list(under_budget(sizes, lambda n: n, budget)) == expected
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        *(lambda v=v: policy_term(variant=v) for v in ("grpo", "dr_grpo", "dapo", "gspo", "cispo")),
-        lambda: selection_term(),
-        lambda: selection_term(orders="both", reverse=True, clip="one_sided"),
-    ],
-)
+VARIANTS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
+CUT = [  # a term, a budget for two items at a time, and the number of items
+    *((f"policy, {v}", lambda v=v: policy_term(variant=v), 160, 3) for v in VARIANTS),
+    ("selection", lambda: selection_term(), 300, 5),
+    ("selection, all", lambda: selection_term(orders="both", reverse=True, clip="one_sided"), 600, 7),
+]
+
+
+@pytest.mark.parametrize(("make", "budget", "n_items"), [c[1:] for c in CUT], ids=[c[0] for c in CUT])
 def test_micro_batches_change_nothing(
-    make: Callable[[], Term], qwen_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Term],
+    budget: int,
+    n_items: int,
+    qwen_folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One share, several, or one per item: the same loss, metrics and gradient, in float64 to 1e-12."""
+    """One share, one per two items, or one per item: the same loss, metrics and gradient, to 1e-12 in float64."""
     strict_float64(monkeypatch)
     policy = tiny_policy(qwen_folders["qwen3_vl"]).double()
-    results = [run(make(), policy, update_of(policy, torch.float64), budget) for budget in (10**6, 300, 1)]
-    counts = [n for n, _, _ in results]
-    assert counts[0] == 1 < counts[1] < counts[2]
+    results = [run(make(), policy, update_of(policy, torch.float64), b) for b in (10**6, budget, 1)]
+    assert [n for n, _, _ in results] == [1, (n_items + 1) // 2, n_items]
     _, expected, expected_grads = results[0]
     for _, found, found_grads in results[1:]:
         assert found == pytest.approx(expected, abs=1e-12)
@@ -192,14 +205,16 @@ def test_one_order_or_both(qwen_folders: dict[str, Path]) -> None:
     expected = []
     for pair in pairs:
         shown = contexts(policy.processor, pair)
-        expected.append(selection_prompt(policy.processor, pair, shown if orders.randrange(2) == 0 else shown[::-1]))
-    list(share() for share in selection_term().shares(policy, Update([], pairs, random.Random(0)), 10**6))  # type: ignore[arg-type]
+        expected.append(
+            selection_prompt(policy.processor, pair, shown if orders.randrange(2) == 0 else shown[::-1])
+        )
+    [share() for share in selection_term().shares(policy, Update([], pairs, random.Random(0)), 10**6)]  # type: ignore[arg-type]
     keys = [[image.key for image in p.images] for p in policy.prompts]
     assert keys == [[image.key for image in p.images] for p in expected]
 
     policy.prompts = []
     term = selection_term(orders="both")
-    list(share() for share in term.shares(policy, Update([], pairs, random.Random(0)), 10**6))  # type: ignore[arg-type]
+    [share() for share in term.shares(policy, Update([], pairs, random.Random(0)), 10**6)]  # type: ignore[arg-type]
     keys = [[image.key for image in p.images] for p in policy.prompts]
     for n, pair in enumerate(pairs):
         good, bad = (image.key for image in contexts(policy.processor, pair))  # type: ignore[union-attr]

@@ -164,9 +164,7 @@ def test_reference_is_the_untrained_model(
     after training, for full tuning and with adapters switched off."""
     batches = record_batches(monkeypatch)
     objective = [{"term": "policy", "rewards": config().objective[0].rewards, "kl_coef": 0.5}]
-    changed = config(
-        steps=2, model={"tuning": tuning}, objective=objective, optim={"learning_rate": 1e-2}
-    )
+    changed = config(steps=2, model={"tuning": tuning}, objective=objective, optim={"learning_rate": 1e-2})
     trainer = trainer_of(changed, tmp_path)
     kl = []
     model = plain_model(Path(changed.model.path))

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlm_contextrl.errors import CheckpointError
+from vlm_contextrl.errors import CheckpointError, first_line
 from vlm_contextrl.policy import Policy
 
 MANIFEST = "manifest.json"
@@ -73,7 +73,7 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
         state: dict[str, Any] = json.loads((place / "state.json").read_text())
     except (OSError, SafetensorError, ValueError, RuntimeError, EOFError) as error:
         raise CheckpointError(
-            f"{place}: unreadable checkpoint: {str(error).splitlines()[0]}; remove it or start anew"
+            f"{place}: unreadable checkpoint: {first_line(error)}; remove it or start anew"
         ) from error
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if trainable.keys() != weights.keys():

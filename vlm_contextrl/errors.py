@@ -33,3 +33,9 @@ class RewardError(ContextRLError, RuntimeError):
 
 class MissingExtraError(ContextRLError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or the name of its class when the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -16,7 +16,7 @@ import torch
 
 from vlm_contextrl import attention
 from vlm_contextrl.config import ModelSettings
-from vlm_contextrl.errors import CheckpointError
+from vlm_contextrl.errors import CheckpointError, first_line
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import load_processor
 
@@ -46,7 +46,7 @@ def load_policy(
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: no readable model configuration: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: no readable model configuration: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
         raise CheckpointError(
             f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}"
@@ -54,7 +54,7 @@ def load_policy(
     attention.register()
     _quiet_progress_of_small_models(path)
     try:
-        model, loading = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             output_loading_info=True,
             config=config,
@@ -63,12 +63,13 @@ def load_policy(
             use_safetensors=True,
             attn_implementation={"text_config": attention.PACKED, "vision_config": "sdpa"},
         )
-    except (
-        Exception
-    ) as error:  # safetensors, transformers and huggingface_hub raise classes of their own here
-        raise CheckpointError(f"{path}: weights cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # safetensors, transformers, huggingface_hub: classes of their own
+        raise CheckpointError(f"{path}: weights cannot be read: {first_line(error)}") from error
+    model, loading = loaded
     if missing := sorted(loading["missing_keys"]):  # transformers would draw them at random
-        raise CheckpointError(f"{path}: weights are incomplete: {len(missing)} tensors are missing, first {missing[0]}")
+        raise CheckpointError(
+            f"{path}: weights are incomplete: {len(missing)} tensors are missing, first {missing[0]}"
+        )
     processor = load_processor(
         path,
         config.image_token_id,
@@ -99,7 +100,7 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
             model = PeftModel.from_pretrained(model, settings.adapter, is_trainable=trainable)
         except Exception as error:  # as above
             raise CheckpointError(
-                f"{settings.adapter}: adapter cannot be read: {_first_line(error)}"
+                f"{settings.adapter}: adapter cannot be read: {first_line(error)}"
             ) from error
         if trainable and settings.tuning == "lora":
             return model
@@ -143,7 +144,3 @@ def _refuse_unsafe_folder(path: str) -> None:
             or "no weights"
         )
         raise CheckpointError(f"{path}: weights must be safetensors, found {found}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -71,7 +71,7 @@ class Policy(nn.Module):
         head_chunk: int = 2048,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # transformers' classes and PEFT's wrappers have no common type
         self.processor = processor
         self.head_chunk = head_chunk
         self._cache = FeatureCache(feature_cache_mib)
@@ -83,7 +83,7 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.parameters()).device
 
     @property
     def vision_is_trained(self) -> bool:
@@ -137,7 +137,7 @@ class Policy(nn.Module):
         last_B = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
         hidden_BH = hidden_BTH[torch.arange(len(prompts), device=self.device), last_B]
         weight_OH = self.base.lm_head.weight[torch.tensor(list(option_ids), device=self.device)]
-        logits_BO = hidden_BH.to(weight_OH.dtype) @ weight_OH.T
+        logits_BO: Tensor = hidden_BH.to(weight_OH.dtype) @ weight_OH.T
         return logits_BO if logits_BO.dtype == torch.float64 else logits_BO.float()
 
     def pad(self, prompts: Sequence[EncodedPrompt], *, left: bool) -> tuple[Tensor, Tensor]:
@@ -156,9 +156,10 @@ class Policy(nn.Module):
         ids_1T = prompt.ids_T[None]
         grids = torch.tensor([i.grid_thw for i in prompt.images]) if prompt.images else None
         is_image = (ids_1T == self.processor.image_token_id).int()
-        return self.base.model.get_rope_index(ids_1T, mm_token_type_ids=is_image, image_grid_thw=grids)[0][
-            :, 0
-        ]
+        positions_31T: Tensor = self.base.model.get_rope_index(
+            ids_1T, mm_token_type_ids=is_image, image_grid_thw=grids
+        )[0]
+        return positions_31T[:, 0]
 
     def _hidden(
         self,
@@ -167,13 +168,14 @@ class Policy(nn.Module):
         images: Sequence[ProcessedImage],
         layout: PackedLayout | None = None,
     ) -> Tensor:
-        return self.base.model(
+        hidden_BTH: Tensor = self.base.model(
             input_ids=ids_BT.to(self.device),
             position_ids=positions_3BT.to(self.device),
             mm_encoder_outputs=self.encoder_outputs(images),
             use_cache=False,
             **({} if layout is None else {"layout": layout}),
         ).last_hidden_state
+        return hidden_BTH
 
     def encoder_outputs(self, images: Sequence[ProcessedImage]) -> dict[str, Any] | None:
         """Vision features in the form transformers takes them, one entry per placeholder run, each distinct image computed once."""
@@ -183,7 +185,8 @@ class Policy(nn.Module):
         uses = [features[image.key] for image in images]
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        out = BaseModelOutputWithPooling(pooler_output=[f.tokens_NH for f in uses])
+        out: Any = BaseModelOutputWithPooling()  # one tensor per image, as `get_image_features` gives them
+        out.pooler_output = [f.tokens_NH for f in uses]
         if uses[0].deepstack:
             out.deepstack_features = [
                 [f.deepstack[layer] for f in uses] for layer in range(len(uses[0].deepstack))

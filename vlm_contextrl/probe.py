@@ -15,7 +15,7 @@ Intervals are bootstrapped over pairs. Source of the probe: arXiv 2606.17053, se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -113,7 +113,7 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
         reverse = pair.reversed()
         if reverse is not None:
             prompts += [selection_prompt(processor, reverse, shown) for shown in ((bad, good), (good, bad))]
-    logits = iter(policy.option_logits(prompts, option_ids(processor, batch)).tolist())
+    logits: Iterator[list[float]] = iter(policy.option_logits(prompts, option_ids(processor, batch)).tolist())
 
     def margin(context_is_first: bool) -> float:
         a, b = next(logits)
@@ -122,9 +122,8 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
     out = []
     for pair in batch:
         margins = [margin(True), margin(False)]
-        same = margin(
-            True
-        )  # the right option is A in one order and B in the other, over one and the same prompt
+        # One prompt serves both orders: the right option is A in one and B in the other.
+        same = margin(True)
         reverse_margins = [margin(True), margin(False)] if pair.reversed() is not None else None
         out.append({"id": pair.id, "domain": pair.domain, "margins": margins, "reverse_margins": reverse_margins,
                     "control_margins": [same, -same]})  # fmt: skip

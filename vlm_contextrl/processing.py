@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from vlm_contextrl.errors import CheckpointError, DataError
+from vlm_contextrl.errors import CheckpointError, DataError, first_line
 from vlm_contextrl.images import image_size
 from vlm_contextrl.pairs import EncodedImage
 
@@ -79,14 +80,15 @@ class Processor:
 
         Only the header of an encoded image is read here. Raises DataError, naming `where`, for what is not an image.
         """
+        picture: Callable[[], Image.Image]
         if isinstance(image, EncodedImage):
-            size, content, picture = image_size(image.data, where), image.data, lambda: image.decode(where)
+            encoded = image
+            size, content = image_size(encoded.data, where), encoded.data
+            picture = partial(encoded.decode, where)
         else:
-            size, content, picture = (
-                image.size,
-                repr(image.size).encode() + image.convert("RGB").tobytes(),
-                lambda: image.convert("RGB"),
-            )
+            rgb = image.convert("RGB")
+            size, content = rgb.size, repr(rgb.size).encode() + rgb.tobytes()
+            picture = rgb.copy
         width, height = size
         settings = self.image_processor
         if resize:
@@ -161,8 +163,9 @@ def load_processor(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder}: tokenizer or image processor cannot be read: {first}") from error
+        raise CheckpointError(
+            f"{folder}: tokenizer or image processor cannot be read: {first_line(error)}"
+        ) from error
     size = dict(image_processor.size)
     size.update(
         {k: v for k, v in (("shortest_edge", min_pixels), ("longest_edge", max_pixels)) if v is not None}

@@ -47,7 +47,9 @@ class RunDirectory:
         path.mkdir(parents=True, exist_ok=True)
         self._trackers = [_tracker(name, path, config) for name in config.log.trackers]
         if not resume:
-            (path / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            building = path / f".{CONFIG}"
+            building.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            building.rename(path / CONFIG)
 
     def truncate(self, step: int) -> None:
         """Drop records of steps after `step`: they are made again."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ class Trainer:
         self, rows: list[QuestionRow], prompts: list[EncodedPrompt], sampled: list[list[Completion]]
     ) -> list[Group]:
         texts = [[self.policy.processor.decode(c.ids.tolist()) for c in group] for group in sampled]
-        flat_rows = [
+        flat_rows: list[Mapping[str, Any]] = [
             {
                 "id": r.id,
                 "query": r.query,

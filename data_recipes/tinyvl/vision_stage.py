@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ class FactHead(nn.Module):
         self.linear.bias.data.copy_(torch.tensor([math.log(r / (1 - r)) for r in rates]))
 
     def forward(self, tokens: list[Tensor]) -> Tensor:
-        return self.linear(torch.stack([t.flatten() for t in tokens]))
+        logits_BF: Tensor = self.linear(torch.stack([t.flatten() for t in tokens]))
+        return logits_BF
 
     def targets(self, descriptions: list[str]) -> Tensor:
         """[B, F] zeros and ones; facts outside the vocabulary are left out."""
@@ -60,9 +62,9 @@ class FactHead(nn.Module):
 
 
 def vision_loss(
-    model: nn.Module, head: FactHead, processor: Processor, config: TinyVLConfig, first_index: int
+    model: Any, head: FactHead, processor: Processor, config: TinyVLConfig, first_index: int
 ) -> Callable[[], Tensor]:
-    """Loss of scenes `first_index` .. + images_per_step; indices are negative space of the later rows' seeds."""
+    """The loss, ready to run, of `images_per_step` scenes from scene number `first_index` on."""
     scenes = [
         scene_examples(config.seed, first_index + i, size_px=config.size_px, questions_per_scene=1)
         for i in range(config.images_per_step)
