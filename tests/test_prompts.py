@@ -93,11 +93,15 @@ def test_selection_image_snapshot() -> None:
         {
             "role": "user",
             "content": [
-                {"type": "text", "text": "Question: How many circles are there?\nAnswer: 3\nImage A:"},
+                {"type": "text", "text": "Image A:"},
                 {"type": "image"},
                 {"type": "text", "text": "\nImage B:"},
                 {"type": "image"},
-                {"type": "text", "text": "\nWhich image supports the answer? Output A or B directly."},
+                {
+                    "type": "text",
+                    "text": "\nQuestion: How many circles are there?\nAnswer: 3\n"
+                    "Which image supports the answer? Output A or B directly.",
+                },
             ],
         }
     ]
@@ -108,17 +112,17 @@ def test_selection_image_with_options_and_three_contexts_snapshot() -> None:
         {
             "role": "user",
             "content": [
-                {
-                    "type": "text",
-                    "text": "Question: Which shape is red?\nA. square\nB. circle\n"
-                    "Answer: B. circle\nImage A:",
-                },
+                {"type": "text", "text": "Image A:"},
                 {"type": "image"},
                 {"type": "text", "text": "\nImage B:"},
                 {"type": "image"},
                 {"type": "text", "text": "\nImage C:"},
                 {"type": "image"},
-                {"type": "text", "text": "\nWhich image supports the answer? Output A, B or C directly."},
+                {
+                    "type": "text",
+                    "text": "\nQuestion: Which shape is red?\nA. square\nB. circle\nAnswer: B. circle\n"
+                    "Which image supports the answer? Output A, B or C directly.",
+                },
             ],
         }
     ]
@@ -133,8 +137,8 @@ def test_selection_text_snapshot() -> None:
             "content": [
                 {
                     "type": "text",
-                    "text": "Question: Which patch did the agent write?\nAnswer: [masked]\n"
-                    "Context A:\nrun 1\nContext B:\nrun 2\n"
+                    "text": "Context A:\nrun 1\nContext B:\nrun 2\n"
+                    "Question: Which patch did the agent write?\nAnswer: [masked]\n"
                     "Which context supports the answer? Output A or B directly.",
                 }
             ],
@@ -143,13 +147,12 @@ def test_selection_text_snapshot() -> None:
     assert SELECTION_PREFILL == {"image": "", "text": "The correct option is"}
 
 
-def test_both_option_orders_share_the_text_before_the_contexts() -> None:
+def test_option_orders_differ_only_in_the_contexts() -> None:
     first, second = (
         selection_messages("Q", "yes", kind="text", contexts=order) for order in (("x", "y"), ("y", "x"))
     )
     texts = [messages[0]["content"][0]["text"] for messages in (first, second)]
-    prefix = "Question: Q\nAnswer: yes\nContext A:\n"
-    assert [text[: len(prefix)] for text in texts] == [prefix, prefix]
+    assert texts[0] == texts[1].replace("A:\ny", "A:\nx").replace("B:\nx", "B:\ny")
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def odd_bytes(completions: list[str], rows: list[Any]) -> list[float]:
 ODD_BYTES = f"{odd_bytes.__module__}:{odd_bytes.__name__}"
 
 
-def run_config(model: Path, rows: dict[str, Path], **sections: Any) -> RunConfig:
+def run_config(folder: Path, rows: dict[str, Path], **sections: Any) -> RunConfig:
     """A run of a few seconds: three steps of two prompts with three completions, and two pairs per update.
 
     rows: folders of `questions` and `pairs`. Sections given as dicts change single settings.
@@ -198,7 +198,7 @@ def run_config(model: Path, rows: dict[str, Path], **sections: Any) -> RunConfig
     values: dict[str, Any] = {
         "name": "tiny",
         "steps": 3,
-        "model": {"path": str(model), "lora": {"rank": 4, "alpha": 8}},
+        "model": {"path": str(folder), "lora": {"rank": 4, "alpha": 8}},
         "data": {"questions": str(rows["questions"]), "pairs": str(rows["pairs"]), "prompt_style": "direct"},
         "rollout": {"prompts_per_step": 2, "completions_per_prompt": 3, "max_new_tokens": 4},
         "optim": {"learning_rate": 1e-3, "prompts_per_update": 2},

@@ -8,12 +8,12 @@ a manifest, or with a file of another size, is not a checkpoint. Weights are saf
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -71,10 +71,9 @@ def load_checkpoint(place: Path, model: nn.Module, optimizer: torch.optim.Optimi
         weights = load_file(place / "trainable.safetensors")
         optimizer_state = torch.load(place / "optimizer.pt", weights_only=True, map_location="cpu")
         state: dict[str, Any] = json.loads((place / "state.json").read_text())
-    except (OSError, SafetensorError, ValueError, RuntimeError, EOFError) as error:
-        raise CheckpointError(
-            f"{place}: unreadable checkpoint: {first_line(error)}; remove it or start anew"
-        ) from error
+    except Exception as error:  # what a damaged pickle raises depends on its bytes
+        reason = "optimizer.pt is damaged" if isinstance(error, pickle.UnpicklingError) else first_line(error)
+        raise CheckpointError(f"{place}: unreadable checkpoint: {reason}; remove it or start anew") from error
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if trainable.keys() != weights.keys():
         odd = sorted(trainable.keys() ^ weights.keys())

@@ -201,7 +201,10 @@ class Policy(nn.Module):
         missing = {key: image for key, image in images.items() if known.get(key) is None}
         if missing:
             with torch.no_grad():
-                fresh = self._run_vision(missing)
+                # Features that outlive the batch are computed one image at a time: their last digits must not
+                # depend on which images were asked for together, or a resumed run would not repeat the unbroken one.
+                runs = [{key: image} for key, image in missing.items()] if cacheable else [missing]
+                fresh = {key: features for run in runs for key, features in self._run_vision(run).items()}
             if cacheable:
                 for key, features in fresh.items():
                     self._cache.put(key, features)

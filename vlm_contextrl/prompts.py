@@ -5,9 +5,10 @@ A message is ``{"role": "user", "content": [part, ...]}`` with parts ``{"type": 
 the order in which the parts appear.
 
 Source of the selection prompt: arXiv 2606.17053 (question, candidate answer, both contexts, "Output A or B
-directly."). Deviations: the wording around that last sentence is ours; the text comes first and the
-contexts after it, so that both option orders of a pair share the longest possible prefix; K contexts are
-allowed, where the paper has two.
+directly."). Deviations: the wording around that last sentence is ours; the contexts come first, as the
+images do in an ordinary question, so that the tokens of question and answer can look at both (text first
+would let both option orders of a pair share a prefix of a few tokens); K contexts are allowed, where the
+paper has two.
 
 Left out: the chat template itself (it belongs to the tokenizer) and any system message.
 """
@@ -98,22 +99,24 @@ def selection_messages(
     if not 2 <= count <= len(ascii_uppercase):
         raise ValueError(f"selection prompt over {count} contexts; expected 2 to {len(ascii_uppercase)}")
     letters = ascii_uppercase[:count]
-    head = _checked(f"Question: {query}{option_lines(options)}\nAnswer: {shown_answer(answer, options)}")
+    asked = _checked(
+        f"Question: {query}{option_lines(options)}\nAnswer: {shown_answer(answer, options)}\n"
+    )
     names = f"{', '.join(letters[:-1])} or {letters[-1]}"
-    tail = (
-        f"\nWhich {'image' if kind == 'image' else 'context'} supports the answer? Output {names} directly."
+    tail = asked + (
+        f"Which {'image' if kind == 'image' else 'context'} supports the answer? Output {names} directly."
     )
     content: list[dict[str, str]] = []
     if kind == "text":
         body = "".join(
-            f"\nContext {letter}:\n{_checked(text)}" for letter, text in zip(letters, contexts, strict=True)
+            f"Context {letter}:\n{_checked(text)}\n" for letter, text in zip(letters, contexts, strict=True)
         )
-        content.append({"type": "text", "text": head + body + tail})
+        content.append({"type": "text", "text": body + tail})
     else:
         for position, letter in enumerate(letters):
-            content.append({"type": "text", "text": f"{head if position == 0 else ''}\nImage {letter}:"})
+            content.append({"type": "text", "text": f"{'' if position == 0 else chr(10)}Image {letter}:"})
             content.append({"type": "image"})
-        content.append({"type": "text", "text": tail})
+        content.append({"type": "text", "text": f"\n{tail}"})
     return [{"role": "user", "content": content}]
 
 

@@ -62,6 +62,7 @@ def train(
     questions = read_questions(config.data.questions)
     pairs = read_pairs(config.data.pairs) if config.data.pairs else []
     accelerator = Accelerator(mixed_precision=config.model.autocast)
+    torch.manual_seed(config.seed)  # adapters start from random numbers
     policy = load_policy(config.model, accelerator.device)
     rejects = Overlong(config)
     question_at = rejects.usable(policy, questions, "questions", question_length)
