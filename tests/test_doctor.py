@@ -53,7 +53,7 @@ def test_working_environment(
     assert base | machine | {"torchvision", "attention", "embedded model"} <= set(report["checks"])
     assert all(set(check) == {"state", "found", "advice"} for check in report["checks"].values())
     out = capsys.readouterr().out
-    assert "extra qlora" in out
+    assert "extra trackio" in out
     assert "contextrl_packed" in out
 
 
@@ -68,11 +68,11 @@ def test_version_outside_the_declared_range_is_broken(monkeypatch: pytest.Monkey
 
 
 def test_missing_base_package_is_broken_and_missing_extra_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions(monkeypatch, peft=None, bitsandbytes=None)
+    versions(monkeypatch, peft=None, trackio=None)
     checks = doctor.examine()["checks"]
     assert checks["peft"]["state"] == "broken"
-    assert checks["bitsandbytes"]["state"] == "note"
-    assert checks["bitsandbytes"]["advice"] == "pip install 'vlm-contextrl[qlora]'"
+    assert checks["trackio"]["state"] == "note"
+    assert checks["trackio"]["advice"] == "pip install 'vlm-contextrl[trackio]'"
 
 
 def test_torchvision_that_does_not_import_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,7 +147,7 @@ def test_later_updates_compare_with_the_sampling_policy(
     metrics = train(changed, tmp_path / "two")
     first, second = batches
     assert torch.equal(first.logps_BT, first.old_logps_BT)
-    assert float((second.logps_BT - second.old_logps_BT).abs().max()) > 1e-3
+    assert float((second.logps_BT - second.old_logps_BT).detach().abs().max()) > 1e-3
     assert abs(metrics["ratio_minus_one"]) > 1e-5
     assert metrics["rollout_gap"] > 1e-5  # the second update's gap, half of it in the mean
 
@@ -227,16 +227,11 @@ def test_two_steps_of_qwen3_vl(
 
 
 def test_learning_is_possible(config: Make, tmp_path: Path) -> None:
-    """Forty steps: the reward, the share of odd bytes, and the selection of four pairs both rise."""
-    seen: list[dict[str, Any]] = []
-    train(config(steps=40, optim={"learning_rate": 3e-3}), tmp_path, on_step=seen.append)
-
-    def mean(name: str, part: slice) -> float:
-        values = [metrics[name] for metrics in seen[part]]
-        return sum(values) / len(values)
-
-    assert mean("reward_mean", slice(-10, None)) > mean("reward_mean", slice(10)) + 0.1
-    assert mean("selection_accuracy", slice(-10, None)) > 0.9
+    """Thirty steps: the reward, the share of odd bytes, rises by a tenth at least."""
+    seen: list[float] = []
+    changed = config(steps=30, optim={"learning_rate": 3e-3})
+    train(changed, tmp_path, on_step=lambda metrics: seen.append(metrics["reward_mean"]))
+    assert sum(seen[-10:]) / 10 > sum(seen[:10]) / 10 + 0.1
 
 
 # ---------------------------------------------------------------- prompts that are too long
