@@ -89,14 +89,16 @@ def test_micro_batches_change_nothing(
     qwen_folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One share, one per two items, or one per item: the same loss, metrics and gradient, to 1e-12 in float64."""
+    """One share, one per two items, or one per item: the same loss and gradient to 1e-12 in float64, and the same
+    metrics (some are float32 counts)."""
     strict_float64(monkeypatch)
     policy = tiny_policy(qwen_folders["qwen3_vl"]).double()
     results = [run(make(), policy, update_of(policy, torch.float64), b) for b in (10**6, budget, 1)]
     assert [n for n, _, _ in results] == [1, (n_items + 1) // 2, n_items]
     _, expected, expected_grads = results[0]
     for _, found, found_grads in results[1:]:
-        assert found == pytest.approx(expected, abs=1e-12)
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-12)
+        assert found == pytest.approx(expected, abs=1e-6)
         assert worst_difference(found_grads, expected_grads) < 1e-12
 
 

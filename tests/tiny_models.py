@@ -6,6 +6,8 @@ position to show. Every byte is one token, so an answer's tokens can be read off
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +27,10 @@ from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, Processor
 from vlm_contextrl.prompts import vqa_messages
 from vlm_contextrl.rollout import Completion
-from vlm_contextrl.terms import Group
+from vlm_contextrl.runlog import RunDirectory
+from vlm_contextrl.storage import read_pairs, read_questions
+from vlm_contextrl.terms import Group, Update
+from vlm_contextrl.trainer import Trainer
 from vlm_contextrl.vqa import question_prompt
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -227,6 +233,26 @@ def given_groups(policy: Policy, dtype: torch.dtype = torch.float32) -> list[Gro
         prompt = question_prompt(policy.processor, row, "direct")
         groups.append(Group(row, prompt, completions, texts, rewards_PG[n].tolist(), advantages_PG[n]))
     return groups
+
+
+def given_update(policy: Policy, dtype: torch.dtype = torch.float32) -> Update:
+    """The groups above and three pairs, as one optimizer update."""
+    return Update(given_groups(policy, dtype), [image_pair(n) for n in range(3)], random.Random(0))
+
+
+def trainer_of(config: RunConfig, folder: Path, policy: Policy | None = None) -> Trainer:
+    """A trainer as `train` makes it, to be driven step by step."""
+    run = RunDirectory(folder, config, resume=False)
+    assert config.data.pairs
+    questions, pairs = read_questions(config.data.questions), read_pairs(config.data.pairs)
+    at = list(range(len(questions))), list(range(len(pairs)))
+    policy = policy or load_policy(config.model)
+    return Trainer(config, run, Accelerator(), policy, questions, at[0], pairs, at[1])
+
+
+def records(run: Path, stream: str) -> list[dict[str, Any]]:
+    """A stream of a run directory."""
+    return [json.loads(line) for line in (run / f"{stream}.jsonl").read_text().splitlines()]
 
 
 def gradients(module: torch.nn.Module) -> dict[str, Tensor]:

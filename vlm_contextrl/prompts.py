@@ -99,9 +99,7 @@ def selection_messages(
     if not 2 <= count <= len(ascii_uppercase):
         raise ValueError(f"selection prompt over {count} contexts; expected 2 to {len(ascii_uppercase)}")
     letters = ascii_uppercase[:count]
-    asked = _checked(
-        f"Question: {query}{option_lines(options)}\nAnswer: {shown_answer(answer, options)}\n"
-    )
+    asked = _checked(f"Question: {query}{option_lines(options)}\nAnswer: {shown_answer(answer, options)}\n")
     names = f"{', '.join(letters[:-1])} or {letters[-1]}"
     tail = asked + (
         f"Which {'image' if kind == 'image' else 'context'} supports the answer? Output {names} directly."

@@ -106,9 +106,13 @@ def selection_loss(
     right_Z, wrong_Z = detached_Z > c, detached_Z < -c
     flat = {"two_sided": right_Z | wrong_Z, "one_sided": right_Z, "none": torch.zeros_like(right_Z)}
     largest_BO = (logits_BO == logits_BO.amax(dim=1, keepdim=True)).to(margins_B.dtype)
+
+    def share(is_so_Z: Tensor) -> Tensor:
+        return is_so_Z.to(detached_Z.dtype).sum() / pairs
+
     metrics = {
         "selection_loss": loss.detach(),
-        "selection_accuracy": (detached_Z > 0).sum() / pairs,
+        "selection_accuracy": share(detached_Z > 0),
         "margin": detached_Z.sum() / pairs,
         "outside_clip_right": right_Z.sum() / pairs,
         "outside_clip_wrong": wrong_Z.sum() / pairs,
