@@ -114,9 +114,9 @@ def selection_loss(
         "selection_loss": loss.detach(),
         "selection_accuracy": share(detached_Z > 0),
         "margin": detached_Z.sum() / pairs,
-        "outside_clip_right": right_Z.sum() / pairs,
-        "outside_clip_wrong": wrong_Z.sum() / pairs,
-        "no_gradient": flat[config.clip].sum() / pairs,
+        "outside_clip_right": share(right_Z),
+        "outside_clip_wrong": share(wrong_Z),
+        "no_gradient": share(flat[config.clip]),
         "position_a_rate": (largest_BO[:, 0] / largest_BO.sum(dim=1)).sum() / (pairs * config.rows_per_pair),
     }
     return loss, metrics
