@@ -35,6 +35,7 @@ def measure(folder: Path, size_px: int) -> dict[str, Any]:
         by_domain[answer.domain].append(float(answer.correct))
     selection = probe(policy, pairs)
     return {
+        "parameters": sum(p.numel() for p in policy.parameters()),
         "vqa_accuracy": bootstrap([float(a.correct) for a in answered]),
         "by_domain": {name: bootstrap(values) for name, values in sorted(by_domain.items())},
         "selection_accuracy": selection["selection_accuracy"],
@@ -45,7 +46,7 @@ def measure(folder: Path, size_px: int) -> dict[str, Any]:
 def write_card(folder: Path, config: TinyVLConfig, result: dict[str, Any], measured: dict[str, Any]) -> None:
     """Write README.md beside the weights."""
     stages = "\n".join(
-        f"| {name} | {stage['step'] + 1} | {stage['loss']:.3f} | {stage['minutes']:.0f} |"
+        f"| {name} | {stage['step']} | {stage['loss']:.3f} | {stage['minutes']:.0f} |"
         for name, stage in result["stages"].items()
     )
     settings = "\n".join(f"    {key}={value}" for key, value in config.model_dump().items())

@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from vlm_contextrl import attention
-from vlm_contextrl.data_recipes.tinyvl.architecture import build_model, build_tokenizer
+from vlm_contextrl.data_recipes.tinyvl import processes
+from vlm_contextrl.data_recipes.tinyvl.architecture import SPECIAL_TOKENS, build_model, build_tokenizer
 from vlm_contextrl.data_recipes.tinyvl.card import measure, write_card
+from vlm_contextrl.data_recipes.tinyvl.muon import Muon
 from vlm_contextrl.data_recipes.tinyvl.rows import PretrainingRows, corpus
 from vlm_contextrl.data_recipes.tinyvl.settings import TinyVLConfig
-from vlm_contextrl.data_recipes.tinyvl.vision_stage import FactHead, vision_loss
+from vlm_contextrl.data_recipes.tinyvl.vision_stage import LookupHead, scene_words, vision_loss
 from vlm_contextrl.errors import InputError
 from vlm_contextrl.packing import PackedBatch, pack
 from vlm_contextrl.policy import Policy
@@ -36,186 +39,189 @@ from vlm_contextrl.processing import Processor, load_processor
 
 LossOfStep = Callable[[int], Callable[[], Tensor]]
 VISION_SCENES = 10_000_000  # scene numbers of the vision stage start here, so that the stages share none
+LOG = "pretraining.jsonl"
 
 
-def optimizers(model: Any, config: TinyVLConfig) -> list[torch.optim.Optimizer]:
-    """Muon (torch.optim.Muon, arXiv 2502.16982 scaling) for matrices inside the layers, AdamW for the rest."""
+def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
+    """Build tokenizer and model, pretrain in two stages, save; returns what the card reports.
+
+    A stage that is complete in `out/stages` is not run again. Raises InputError when `out` holds something else.
+    """
+    settings = out / "stages" / "settings.json"
+    if settings.is_file():
+        if json.loads(settings.read_text()) != config.model_dump():
+            raise InputError(f"{out}: was begun with other settings; name another folder or remove it")
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: exists and is not empty; name another folder or remove it")
+    else:
+        settings.parent.mkdir(parents=True)
+        save_processor(build_tokenizer(corpus(config, 3000), config.vocab_size), out)
+        settings.write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+    processes.launch(pretrain, config.processes, config, out)
+    lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    measured = measure(out, config.size_px)
+    result = {
+        "parameters": measured.pop("parameters"),
+        "stages": {line.pop("stage"): line for line in lines},
+    }
+    write_card(out, config, result, measured)
+    return result | measured
+
+
+def pretrain(config: TinyVLConfig, out: Path) -> None:
+    """All stages, in one process of several; process 0 writes."""
+    processor = read_processor(out)
+    model = build_model(config, processor.tokenizer)
+    attention.register()
+    model.set_attn_implementation({"text_config": attention.PACKED, "vision_config": "sdpa"})
+    policy = Policy(model, processor)
+    log = StageLog(out, lambda: save(model, processor, out))
+    for stage in (vision_stage, language_stage):
+        done = out / "stages" / f"{stage.__name__}.safetensors"
+        if done.is_file():
+            load_model(model, done)
+            continue
+        stage(policy, config, log)
+        if log.is_writer:
+            save_model(model, done.with_suffix(".part"))
+            done.with_suffix(".part").rename(done)
+    log.save()
+
+
+class StageLog:
+    """Progress bar on the terminal, a line in pretraining.jsonl every 20 steps, intermediate saves; all in process 0 only."""
+
+    def __init__(self, out: Path, save: Callable[[], None]) -> None:
+        self.out = out
+        self.is_writer = processes.rank() == 0
+        self._save = save
+        self.began = time.monotonic()
+
+    def save(self) -> None:
+        if self.is_writer:
+            self._save()
+
+    def bar(self) -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, disable=not self.is_writer)
+
+    def write(self, stage: str, step: int, loss: float) -> None:
+        if self.is_writer:
+            minutes = (time.monotonic() - self.began) / 60
+            with (self.out / LOG).open("a") as file:
+                file.write(
+                    json.dumps({"stage": stage, "step": step, "loss": loss, "minutes": minutes}) + "\n"
+                )
+
+
+def optimizers(model: nn.Module, config: TinyVLConfig) -> list[torch.optim.Optimizer]:
+    """Muon for matrices inside the layers, AdamW for the rest."""
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        (
-            matrices
-            if parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "head."))
-            else rest
-        ).append(parameter)
+        inside = parameter.ndim == 2 and not any(part in name for part in ("embed", "lm_head", "places"))
+        (matrices if inside else rest).append(parameter)
     return [
-        torch.optim.Muon(
-            matrices,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
+        Muon(matrices, config.learning_rate, config.weight_decay),
         torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
 def schedule(progress: float, step: int, warmup_steps: int) -> float:
     """Linear warm-up, then cosine to 2% of the peak; `progress` runs from 0 to 1."""
-    return min(1.0, (step + 1) / warmup_steps) * (
-        0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    )
-
-
-def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
-    """Build tokenizer and model, pretrain in three stages, save; returns what the card reports."""
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: exists and is not empty; name another folder or remove it")
-    tokenizer = build_tokenizer(corpus(config, 3000), config.vocab_size)
-    model = build_model(config, tokenizer)
-    attention.register()
-    # Matrix products beat torch's fused attention backward in bfloat16 on a CPU (attention.py).
-    model.set_attn_implementation({"text_config": attention.PACKED, "vision_config": "eager"})
-    policy = Policy(model, _processor(tokenizer, out))
-    log = StageLog(out, lambda: save(model, policy.processor, out))
-    vision_stage(policy, config, log)
-    language_stage(policy, config, log)
-    answer_stage(policy, config, log)
-    save(model, policy.processor, out)
-    result = {"parameters": sum(p.numel() for p in model.parameters()), "stages": log.last}
-    measured = measure(out, config.size_px)
-    write_card(out, config, result, measured)
-    return result | measured
-
-
-class StageLog:
-    """Progress bar on the terminal, a line in pretraining.jsonl every 20 steps, intermediate saves."""
-
-    def __init__(self, out: Path, save: Callable[[], None]) -> None:
-        self.out = out
-        self.save = save
-        self.began = time.monotonic()
-        self.last: dict[str, dict[str, float]] = {}
-
-    def minutes(self) -> float:
-        return (time.monotonic() - self.began) / 60
-
-    def bar(self) -> Any:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        return Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        )
-
-    def write(self, stage: str, step: int, loss: float) -> None:
-        self.last[stage] = {"step": step, "loss": loss, "minutes": self.minutes()}
-        with (self.out / "pretraining.jsonl").open("a") as file:
-            file.write(json.dumps({"stage": stage, **self.last[stage]}) + "\n")
+    return min(1.0, (step + 1) / warmup_steps) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def optimise(
-    stage: str,
-    model: nn.Module,
-    config: TinyVLConfig,
-    steps: int,
-    make_loss: LossOfStep,
-    log: StageLog,
-    max_minutes: float = 0,
+    stage: str, model: nn.Module, config: TinyVLConfig, steps: int, make_loss: LossOfStep, log: StageLog
 ) -> None:
     """Warm up, anneal, step: the loop of every stage. `make_loss(step)` prepares data and gives the loss to run."""
     opts = optimizers(model, config)
-    began = log.minutes()
+    parameters = list(model.parameters())
+    recent: list[float] = []
     with log.bar() as bar:
         task = bar.add_task(stage, total=steps)
         for step in range(steps):
-            by_clock = (log.minutes() - began) / max_minutes if max_minutes else 0.0
-            progress = max(step / steps, by_clock)
-            if progress >= 1:
-                break
-            loss_of = make_loss(step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.dtype == "bfloat16"):
-                loss = loss_of()
+            loss = make_loss(step)()
             for opt in opts:
-                for group in opt.param_groups:
-                    group["lr"] = config.learning_rate * schedule(progress, step, config.warmup_steps)
                 opt.zero_grad(set_to_none=True)
+                for group in opt.param_groups:
+                    group["lr"] = config.learning_rate * schedule(step / steps, step, config.warmup_steps)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            processes.average_gradients(parameters)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             for opt in opts:
                 opt.step()
-            if step and step % config.save_every == 0:
+            recent = [*recent[-19:], loss.item()]
+            if (step + 1) % 20 == 0 or step + 1 == steps:
+                mean = sum(recent) / len(recent)
+                log.write(stage, step + 1, mean)
+                bar.update(task, completed=step + 1, description=f"{stage}  loss {mean:.3f}")
+            if (step + 1) % config.save_every == 0:
                 log.save()
-            if step % 20 == 0:
-                log.write(stage, step, loss.item())
-                bar.update(task, completed=step, description=f"{stage}  loss {loss.item():.3f}")
 
 
 def vision_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
-    """The tower alone (vision_stage.py)."""
+    """The tower alone (vision_stage.py); then the language model starts with the words that were learned."""
     if not config.vision_steps:
         return
     grid = config.size_px // 28
-    head = FactHead(config, grid * grid)
+    torch.manual_seed(config.seed)
+    head = LookupHead(scene_words(config), config.hidden, grid * grid)
     both = nn.ModuleDict({"visual": policy.base.model.visual, "head": head})
+    n = config.images_per_step
 
     def make(step: int) -> Callable[[], Tensor]:
-        return vision_loss(
-            policy.base, head, policy.processor, config, VISION_SCENES + step * config.images_per_step
-        )
+        first = VISION_SCENES + step * n
+        indices = processes.share(range(first, first + n))
+        return vision_loss(policy.base, head, policy.processor, config, indices)
 
     optimise("vision", both, config, config.vision_steps, make, log)
+    head.give_vectors(policy.base, policy.processor.tokenizer)
 
 
 def language_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
-    """Everything together, every token alike: mostly descriptions, which is how the decoder learns to read the tower."""
-    optimise(
-        "language",
-        policy.base,
-        config,
-        config.steps,
-        _loss_on_rows(policy, config, 0, config.rows_per_step, _token_mean),
-        log,
-    )
+    """Everything together. At first every token counts alike: mostly descriptions, which is how the decoder learns to read the tower. Then
+    every continuation counts alike: an answer of one token as much as a description of forty."""
+    rows = PretrainingRows(config, policy.processor)
+    pad_id = policy.processor.tokenizer.pad_token_id
+    n = config.rows_per_step
+
+    def make(step: int) -> Callable[[], Tensor]:
+        indices = processes.share(range(step * n, (step + 1) * n))
+        batch = pack([rows.row(index) for index in indices], policy.positions, pad_id)
+        reduce = token_mean if step < config.reading_steps else continuation_mean
+        return lambda: reduce(batch, policy.completion_logps(batch)[0])
+
+    optimise("language", policy.base, config, config.steps, make, log)
 
 
-def answer_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
-    """The same rows with every continuation alike: an answer of one token counts as much as a description of forty."""
-    first = config.steps * config.rows_per_step
-    make_loss = _loss_on_rows(policy, config, first, config.answer_rows_per_step, _continuation_mean)
-    slower = config.model_copy(update={"learning_rate": config.answer_learning_rate})
-    optimise("answers", policy.base, slower, config.answer_steps, make_loss, log, config.max_minutes)
-
-
-def _token_mean(batch: PackedBatch, logps_L: Tensor) -> Tensor:
+def token_mean(batch: PackedBatch, logps_L: Tensor) -> Tensor:
+    """Negative log-likelihood per token."""
     return -logps_L.mean()
 
 
-def _continuation_mean(batch: PackedBatch, logps_L: Tensor) -> Tensor:
+def continuation_mean(batch: PackedBatch, logps_L: Tensor) -> Tensor:
+    """Negative log-likelihood per token, means of continuations averaged."""
     return -torch.stack([part.mean() for row in batch.split(logps_L) for part in row]).mean()
 
 
-def _loss_on_rows(
-    policy: Policy, config: TinyVLConfig, first: int, n: int, reduce: Callable[[PackedBatch, Tensor], Tensor]
-) -> LossOfStep:
-    """`n` rows a step, from row `first` on."""
-    rows = PretrainingRows(config, policy.processor)
-    pad_id = policy.processor.tokenizer.pad_token_id
-
-    def make(step: int) -> Callable[[], Tensor]:
-        batch = pack([rows.row(first + step * n + i) for i in range(n)], policy.positions, pad_id)
-        return lambda: reduce(batch, policy.completion_logps(batch)[0])
-
-    return make
-
-
-def _processor(tokenizer: Any, out: Path) -> Processor:
+def save_processor(tokenizer: Any, out: Path) -> None:
+    """Tokenizer and image processor of a model folder."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
-    Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 64}).save_pretrained(
-        out
-    )
-    return load_processor(str(out), tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+    size = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 64}
+    Qwen2VLImageProcessorPil(size=size).save_pretrained(out)
+
+
+def read_processor(out: Path) -> Processor:
+    """What `save_processor` wrote."""
+    processor = load_processor(str(out), SPECIAL_TOKENS.index("<|image_pad|>"))
+    assert processor.image_token == "<|image_pad|>"
+    return processor
 
 
 def save(model: Any, processor: Processor, out: Path) -> None:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 import torch
 
 from vlm_contextrl.data_recipes.render import DOMAINS, Domain, SceneQuestion, scene_examples
+from vlm_contextrl.data_recipes.render.scene import yes_no
+from vlm_contextrl.data_recipes.tinyvl.lookups import Lookup, lookups
 from vlm_contextrl.data_recipes.tinyvl.settings import TinyVLConfig
+from vlm_contextrl.data_recipes.tinyvl.vision_stage import scene_words
 from vlm_contextrl.packing import Continuation, PackedRow
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
-from vlm_contextrl.prompts import vqa_messages
+from vlm_contextrl.prompts import option_lines, shown_answer, vqa_messages
 
 
 def corpus(config: TinyVLConfig, n_scenes: int) -> Iterator[str]:
@@ -22,9 +25,9 @@ def corpus(config: TinyVLConfig, n_scenes: int) -> Iterator[str]:
         for question in questions:
             yield from _turn_texts(question)
     fixed = (
-        "user\n", "assistant\n", "Describe the image.", "Find", "\nIs this answer right?", "\nIn image A: ", "\nIn image B: ",
-        "Image A:", "\nImage B:", "\nWhich image supports the answer? Output A or B directly.",
-        "Question: ", "\nAnswer: ", "A", "B", "C", "D",
+        "user\n", "assistant\n", "Describe the image.", "Look up.", ": none; ", "\nIs this answer right?",
+        "\nIn image A: ", "\nIn image B: ", "Image A:", "\nImage B:", "Question: ", "\nAnswer: ", "A", "B", "C", "D",
+        "\nWhich image supports the answer? Output A or B directly.",
     )  # fmt: skip
     yield from fixed * 50
 
@@ -37,12 +40,23 @@ def _turn_texts(question: SceneQuestion) -> list[str]:
     ]
 
 
+def _told(lookup: Lookup) -> str:
+    return ", ".join(" ".join(phrase) for phrase in lookup.found) or "none"
+
+
+def check_text(question: SceneQuestion, claimed: str) -> str:
+    """A claimed answer to be checked, told as a selection prompt tells it."""
+    asked = f"Question: {question.query}{option_lines(question.options)}"
+    return f"{asked}\nAnswer: {shown_answer(claimed, question.options)}\nIs this answer right?"
+
+
 class PretrainingRows:
     """Packed rows of rendered scenes: description, questions, checks; one or two images."""
 
     def __init__(self, config: TinyVLConfig, processor: Processor) -> None:
         self.config = config
         self.processor = processor
+        self.words = scene_words(config)
         self.end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.after_image = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
 
@@ -63,31 +77,26 @@ class PretrainingRows:
             turns.append(
                 (vqa_messages(question.query, options=question.options)[0]["content"], question.answer)
             )
-        turns += [self._find(description, rng) for _ in range(self.config.lookups_per_scene)]
-        turns.append(self._check(rng.choice(questions), rng))
+        turns.append(self._look_up(description, rng))
+        checked = rng.choice(questions)
+        claimed = checked.answer if rng.random() < 0.5 else str(checked.answer_of(checked.edit(rng)))
+        text = check_text(checked, claimed)
+        turns.append(([{"type": "image"}, {"type": "text", "text": text}], yes_no(claimed == checked.answer)))
         return self._pack((first,), turns)
 
-    def _find(self, description: str, rng: random.Random) -> tuple[list[dict[str, str]], str]:
-        """A word of the description and all phrases that hold it: looking things up, without the grammar of a question."""
-        phrases = [phrase.split() for phrase in description.removesuffix(".").split(", ")]
-        word = rng.choice(rng.choice(phrases))
-        found = ", ".join(" ".join(phrase) for phrase in phrases if word in phrase)
-        return [{"type": "image"}, {"type": "text", "text": f"Find {word}."}], found
-
-    def _check(self, question: SceneQuestion, rng: random.Random) -> tuple[list[dict[str, str]], str]:
-        answer, verdict = question.answer, "yes"
-        if rng.random() < 0.5:
-            answer, verdict = str(question.answer_of(question.edit(rng))), "no"
-        text = f"Question: {question.query}\nAnswer: {answer}\nIs this answer right?"
-        return [{"type": "image"}, {"type": "text", "text": text}], verdict
+    def _look_up(self, description: str, rng: random.Random) -> tuple[list[dict[str, str]], str]:
+        """One or two words and the facts that hold them, several times: looking things up, without the grammar of a question."""
+        asked = lookups(description, self.config.lookups_per_scene, self.words, rng)
+        answer = ";".join(f" {' '.join(each.words)}: {_told(each)}" for each in asked)
+        return [{"type": "image"}, {"type": "text", "text": "Look up."}], answer.strip()
 
     def _two_images(
         self, first: ProcessedImage, domain: Domain, questions: list[SceneQuestion], rng: random.Random
     ) -> PackedRow:
+        """A scene and the same scene after an edit, in random order: questions about either, and checks of answers."""
         edited = questions[0].edit(rng)
         second = self.processor.process_image(domain.draw(edited, self.config.size_px))
-        is_first = [True, False]
-        rng.shuffle(is_first)
+        first_is_a = rng.random() < 0.5
         head = [
             {"type": "text", "text": "Image A:"},
             {"type": "image"},
@@ -96,15 +105,17 @@ class PretrainingRows:
         ]
         turns = []
         for question in questions:
-            for letter, of_first in zip("AB", is_first, strict=True):
-                answer = question.answer if of_first else question.answer_of(edited)
-                if answer is not None:
-                    text = f"\nIn image {letter}: {question.query}"
-                    options = "".join(
-                        f"\n{o}. {option}" for o, option in zip("ABCDEFGH", question.options, strict=False)
-                    )
-                    turns.append(([*head, {"type": "text", "text": text + options}], answer))
-        return self._pack((first, second) if is_first[0] else (second, first), turns)
+            told = {first_is_a: question.answer, not first_is_a: question.answer_of(edited)}
+            for is_a, answer in told.items():
+                if answer is None:
+                    continue
+                where = f"\nIn image {'A' if is_a else 'B'}: "
+                text = f"{where}{question.query}{option_lines(question.options)}"
+                turns.append(([*head, {"type": "text", "text": text}], answer))
+                claimed = rng.choice([each for each in told.values() if each is not None])
+                text = where + check_text(question, claimed)
+                turns.append(([*head, {"type": "text", "text": text}], yes_no(claimed == answer)))
+        return self._pack((first, second) if first_is_a else (second, first), turns)
 
     def _pack(
         self, images: tuple[ProcessedImage, ...], turns: list[tuple[list[dict[str, str]], str]]
