@@ -9,6 +9,7 @@ import pytest
 
 from vlm_contextrl.answers import extract_answer, has_format, score_answer
 from vlm_contextrl.errors import DataError
+from vlm_contextrl.pairs import AnswerType
 
 SHAPES = ("square", "circle", "dark red triangle", "none of them")
 
@@ -279,3 +280,25 @@ def test_a_row_whose_answer_is_no_option_is_an_error_not_a_zero() -> None:
 )
 def test_has_format(completion: str, style: str, good: bool) -> None:
     assert has_format(completion, style) is good  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["a, b, c", "\\boxed{a, b, c}", "Answer: a, b, c, d", "b, c", "b. c. d.", "b) c)", "b - c", "A\nB\nC\nD",
+     "\\boxed{A} or maybe \\boxed{B}", "<answer>A</answer> or maybe <answer>B</answer>"],
+)  # fmt: skip
+def test_a_list_of_letters_is_no_choice(completion: str) -> None:
+    assert extract_answer(completion, "choice", SHAPES) is None
+
+
+def test_one_letter_with_an_exclamation_mark() -> None:
+    assert extract_answer("The answer is B!", "choice", SHAPES) == "B"
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "answer_type"),
+    [("3 hrs", "3 hours", "numeric"), ("5 lbs", "5 lb", "numeric"), ("12 sq. cm", "12 cm^2", "numeric"),
+     ("25 \u00b0C", "25 degrees Celsius", "numeric"), ("sin(x)", "\\sin x", "math"), ("ln(2)", "\\ln 2", "math")],
+)  # fmt: skip
+def test_units_and_functions_in_other_words(completion: str, answer: str, answer_type: AnswerType) -> None:
+    assert score_answer(completion, answer, answer_type)

@@ -152,6 +152,27 @@ def test_no_term_twice(tmp_path: Path) -> None:
     assert "twice" in refusal(tmp_path, f"objective=[{{term: policy}}, {twice}, {twice}]")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("model.tuning=lora", "model.train_vision=true"), "lora.vision"),
+        (("model.tuning=full", "model.dtype=bfloat16"), "expected float32"),
+        (("model.min_pixels=1000", "model.max_pixels=10"), "over max_pixels"),
+        (("log.eval_every=5", "data.eval_pairs=null", "data.eval_questions=null"), "data.eval_pairs"),
+        (("objective.1.weight=.nan",), "objective.1"),
+        (("objective.0.weight=-1",), "objective.0"),
+        (("optim.learning_rate=.inf",), "finite"),
+        (("objective.0.rewards={}",), "rewards"),
+        (("objective.0.clip_low=1.5",), "clip_low"),
+        (("optim.betas=[2, 3]",), "betas"),
+        (("name=../../evil",), "name"),
+        (("name=..",), "name"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
+    assert message in refusal(tmp_path, *overrides)
+
+
 # ---------------------------------------------------------------- overrides
 
 

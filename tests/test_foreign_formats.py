@@ -215,7 +215,7 @@ def test_official_questions(folder: Path) -> None:
             "answer": "C",
             "choices": {"A": "y", "B": "n", "C": "-"},
         },
-        {"problem": "<image>No picture", "ground_truth": "no"},
+        {"problem": "No picture", "ground_truth": "no"},
         {"images": ["a.png", "b.png"], "candidate": "red", "problem": "Which?", "answer": "A"},
         {"images": ["a.png", 3], "problem": "Which?", "answer": "x"},
         {"images": ["a.png"], "answer": "x"},
@@ -290,3 +290,72 @@ def test_a_plain_folder_is_not_taken_for_data(tmp_path: Path) -> None:
 def test_question_row_type(folder: Path) -> None:
     write_lines(folder / "metadata.jsonl", {"file_name": "a.png", "query": "Red?", "answer": "yes"})
     assert isinstance(read_questions(folder, licence="MIT")[0], QuestionRow)
+
+
+def test_placeholders_and_images_must_agree(folder: Path) -> None:
+    """A picture that is spoken of and not there is a reject, not a question without a picture."""
+    write_lines(
+        folder / "train.jsonl",
+        {"image_path": "a.png", "problem": "<image>Which?", "answer": "x"},
+        {"images": ["a.png"], "problem": "<image 1>\n<image 2>Same?", "answer": "x"},
+        {"images": ["a.png"], "problem": "<image1>Which?", "answer": "x"},
+    )
+    rows = read_questions(folder, licence="MIT")
+    assert [row.query for row in rows] == ["Which?"]
+    assert [reason.split(": ")[-1] for _, reason in rejects_of(rows)] == [
+        "1 image placeholders in the text and 0 images; expected as many",
+        "2 image placeholders in the text and 1 images; expected as many",
+    ]
+
+
+def test_an_image_folder_row_with_a_mistyped_key(folder: Path) -> None:
+    write_lines(
+        folder / "metadata.jsonl",
+        {"image": "a.png", "question": "Which?", "answer": "x"},
+        {"file_name": "a.png", "question": "Which?", "answer": "x"},
+    )
+    rows = read_questions(folder, licence="MIT")
+    assert len(rows) == 1
+    ((_, reason),) = rejects_of(rows)
+    assert "no image, but image; expected file_name or image_file_names" in reason
+
+
+def test_options_make_a_choice_of_any_wording_of_the_answer(folder: Path) -> None:
+    """Lettered options are shown with the question, so their letters must count."""
+    answers = ["(B)", "b", "B. square", "Square", "The square"]
+    lines = [
+        {"images": ["a.png"], "problem": "Which?", "answer": a, "options": ["circle", "square"]}
+        for a in answers
+    ]
+    lines.append({**lines[0], "answer": "true", "answer_type": "boolean", "options": ["true", "false"]})
+    write_lines(folder / "train.jsonl", *lines)
+    rows = read_questions(folder, licence="MIT")
+    assert [(row.answer_type, row.answer) for row in rows] == [("choice", "B")] * 5 + [("choice", "A")]
+
+
+def test_two_images_with_options_are_a_question(folder: Path) -> None:
+    write_lines(
+        folder / "train.jsonl",
+        {
+            "images": ["a.png", "b.png"],
+            "question": "Which is red?",
+            "options": ["first", "second"],
+            "answer": "A",
+        },
+    )
+    (row,) = read_questions(folder, licence="MIT")
+    assert (row.answer, row.answer_type, len(row.images)) == ("A", "choice", 2)
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("Because. \\boxed{4}", "4"),
+        ("<think>hm</think><answer>3</answer>", "3"),
+        ("<answer>3</answer>.", "3"),
+    ],
+)
+def test_wrapped_answers(solution: str, answer: str, folder: Path) -> None:
+    write_lines(folder / "train.jsonl", {"images": ["a.png"], "problem": "How many?", "solution": solution})
+    (row,) = read_questions(folder, licence="MIT")
+    assert row.answer == answer

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "images",
         "intervals",
         "lazy_rows",
+        "matching",
         "pairs",
         "report_numbers",
         "report_style",
@@ -36,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "storage",
         "streams",
     ),
-    ("answers", "expressions", "gallery", "matching", "objectives", "prompts", "report", "rewards"),
+    ("answers", "expressions", "gallery", "objectives", "prompts", "report", "rewards"),
     (
         "attention",
         "checkpoints",

@@ -17,7 +17,6 @@ from vlm_contextrl.pairs import (
     QuestionRow,
     check_pair,
     check_question,
-    normalise_answer,
 )
 
 
@@ -228,12 +227,6 @@ def test_a_question_with_one_broken_image_names_it() -> None:
     reason = check_question(question(images=(square("red"), EncodedImage(square("red").data[:48]))))
     assert reason is not None
     assert reason.startswith("images[1]: damaged or truncated (")
-
-
-def test_normalise_answer() -> None:
-    assert normalise_answer("  Two \n CATS. ") == "two cats"
-    assert normalise_answer("1,200") == normalise_answer("1200.0") == "1200.0"
-    assert normalise_answer("-3") != normalise_answer("3")
 
 
 def test_rows_are_frozen() -> None:

@@ -30,15 +30,17 @@ MAX_ANSWER_CHARS = 1000
 _BRACE = re.compile(r"\\\\|\\boxed\s*\{|\\[{}]|[{}]")
 _ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 # Between two boxes: only this means that they are one answer in several parts.
-_JOINT = re.compile(r"(?:[\s,;/&|${}]|\\(?:quad|text|[,;() ])|\b(?:and|or)\b)*")
+_JOINT = re.compile(
+    r"(?:[\s,;/&|${}]|\\(?:quad|text|[,;() ])|\b(?:and|or|maybe|perhaps|possibly|alternatively|vs)\b)*"
+)
 _MARKER = re.compile(
     r"\b(?:answer(?:\s+to\s+(?:the|this)\s+question)?|option|choice)[*_\"]*"
     r"\s*(?:(?:is|would be|should be|must be)\b\s*:?|[:=])(?=\s*\S)\s*",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"(?P<word>\w*)[.!?](?=\s)")
+_SENTENCE_END = re.compile(r"(?<!\w)(?P<word>\w*)[.!?](?=\s)")
 _ABBREVIATIONS = frozenset({"st", "dr", "mr", "mrs", "ms", "vs", "no", "mt"})
-_CLAUSE = re.compile(r"\s+(?:because|since)\b|,\s+(?:because|since|as|so)\b", re.IGNORECASE)
+_CLAUSE = re.compile(r"(?<!\s)\s+(?:because|since)\b|,\s+(?:because|since|as|so)\b", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r"\s*(?:or|and|maybe|perhaps)\b", re.IGNORECASE)
 
 
@@ -55,9 +57,9 @@ def extract_answer(completion: str, answer_type: AnswerType, options: Sequence[s
     if said is not None:
         return _read_sentence(said, answer_type, options)
     if answer_type == "choice":
-        echoed = matching.echoed_option(text.rpartition("\n")[2], options)
-        if echoed is not None:
-            return echoed
+        echoed = [matching.echoed_option(line, options) for line in text.splitlines()]
+        if echoed and echoed[-1] is not None:
+            return echoed[-1] if {*echoed} <= {None, echoed[-1]} else None
     return _read(text, answer_type, options) if _short(text) else None
 
 

@@ -82,6 +82,7 @@ def _expression(text: str) -> str:
     for symbol, command in _SYMBOLS.items():
         text = text.replace(symbol, command)
     text = re.sub(r"\u221a\s*(\d+|[a-z]|\([^()]*\))", r"\\sqrt{\1}", text.replace("**", "^"))
+    text = re.sub(r"(?<![\\A-Za-z])(arc(?:sin|cos|tan)|sin|cos|tan|ln|log)(?![A-Za-z])", r"\\\1 ", text)
     return " ".join(re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text).split())
 
 

@@ -10,12 +10,13 @@ r"""What the rows of others mean: an image folder, and the official release's js
 file's folder. The release's keys are not published with the paper (arXiv 2606.17053), so several names are
 taken; the first that is there wins.
     images      images | image: a name, a list of names, or of objects with `path`
-    text        query | question | problem | prompt; the placeholders <image> are removed
+    text        query | question | problem | prompt; the placeholders <image>, <image 1> are removed
     answer      answer | solution | ground_truth; \boxed{..} and <answer>..</answer> are taken off
     a pair      two images and an answer A or B, the letter of the image that supports the candidate answer;
                 this is candidate_answer | candidate | target_answer, else the text must hold the lines
                 "Question: ..." and "Answer: ..."
     a question  any other row
+                (also two images with options of its own and no candidate)
     further     as in an image folder; options may be called choices, and domain may be called category;
                 without options, lines "(A) .." or "A. .." at the end of the query become the options when the
                 answer is one of their letters
@@ -34,6 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_contextrl import matching
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import ANSWER_TYPES
 from vlm_contextrl.row_schema import Kind
@@ -45,8 +47,10 @@ _ANSWER_TYPE_NAMES = {
     "multiple_choice": "choice", "mcq": "choice", "mcq_letter": "choice", "mcq_text": "choice",
     "expression": "math", "text": "exact", "string": "exact",
 }  # fmt: skip
-_BOXED_OR_TAGGED = re.compile(r"\\boxed\{(.*)\}|<answer>(.*)</answer>", re.DOTALL)
-_IMAGE_PLACEHOLDER = re.compile(r"[ \t]*<image>[ \t]*\n?")
+_BOXED_OR_TAGGED = re.compile(r"\\boxed\{(.*)\}\.?|<answer>(.*)</answer>\.?", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*</think>", re.DOTALL)
+_LAST_SIMPLE_BOX = re.compile(r".*\\boxed\{([^{}]*)\}", re.DOTALL)
+_IMAGE_PLACEHOLDER = re.compile(r"[ \t]*<image[ _]?\d*>[ \t]*\n?", re.IGNORECASE)
 _LETTERED_LINE = re.compile(r"\(?([A-Z])[).:]\s*(\S.*)")
 _QUESTION_AND_ANSWER = re.compile(
     r"Question:\s*(?P<query>.+?)\s*^[ \t]*(?:[A-Z][a-z]+ )?[Aa]nswer:[ \t]*(?P<answer>[^\n]+)",
@@ -74,7 +78,16 @@ def draft_folder_row(value: Mapping[str, Any], row_id: str, where: str, licence:
     fields["query"] = _text(value, where, "query", "question")
     fields["answer"] = _text(value, where, "answer")
     if "confounder_file_name" not in value and "confounder_text" not in value:
-        return _question(fields, value, where, _image_names(value, where, "image_file_names", "file_name"))
+        names = _image_names(value, where, "image_file_names", "file_name")
+        if (
+            odd := [key for key in value if "file_name" in key or key in ("image", "images")]
+            if not names
+            else []
+        ):
+            raise DataError(
+                f"{where}: no image, but {', '.join(odd)}; expected file_name or image_file_names"
+            )
+        return _question(fields, value, where, names)
     if "confounder_file_name" in value:
         names = [_text(value, where, f"{side}_file_name") for side in ("context", "confounder")]
         return _pair(fields, value, where, names)
@@ -86,19 +99,40 @@ def draft_folder_row(value: Mapping[str, Any], row_id: str, where: str, licence:
 def draft_official_row(value: Mapping[str, Any], row_id: str, where: str, licence: str) -> Draft:
     """A line of the official release; DataError when a key is missing or has the wrong type."""
     fields = _shared_fields(value, row_id, where, licence)
-    text = _IMAGE_PLACEHOLDER.sub("", _text(value, where, *_TEXT_KEYS)).strip()
-    answer = _text(value, where, "answer", "solution", "ground_truth").strip()
-    wrapped = _BOXED_OR_TAGGED.fullmatch(answer)
-    if wrapped:
-        answer = (wrapped[1] or wrapped[2] or "").strip()
+    told = _text(value, where, *_TEXT_KEYS)
+    text = _IMAGE_PLACEHOLDER.sub("", told).strip()
+    answer = _unwrapped(_text(value, where, "answer", "solution", "ground_truth"), where)
     names = _image_names(value, where, "images", "image")
+    if (asked := len(_IMAGE_PLACEHOLDER.findall(told))) > len(names):
+        raise DataError(
+            f"{where}: {asked} image placeholders in the text and {len(names)} images; expected as many"
+        )
     letter = answer.strip("(). ")
-    if len(names) == 2 and letter in ("A", "B"):
+    is_question = bool(value.get("options", value.get("choices"))) and not _names_candidate(value)
+    if len(names) == 2 and letter in ("A", "B") and not is_question:
         fields["query"], fields["answer"] = _query_and_candidate(value, text, where)
         value = _options_from_query(fields, value)
         return _pair(fields, value, where, names if letter == "A" else names[::-1])
     fields["query"], fields["answer"] = text, answer
     return _question(fields, _options_from_query(fields, value), where, names)
+
+
+def _unwrapped(answer: str, where: str) -> str:
+    """An answer without its thought, its box or tag; DataError when it holds several."""
+    answer = _THOUGHT.sub("", answer).strip()
+    wrapped = _BOXED_OR_TAGGED.fullmatch(answer)
+    if wrapped:
+        answer = (wrapped[1] or wrapped[2] or "").strip()
+        if "\\boxed{" in answer or "<answer>" in answer:
+            raise DataError(f"{where}: answer {answer!r} holds several answers, expected one")
+    elif last := _LAST_SIMPLE_BOX.match(answer):
+        answer = last[1].strip()
+    return answer
+
+
+def _names_candidate(value: Mapping[str, Any]) -> bool:
+    texts = [_optional_text(value, key) or "" for key in _TEXT_KEYS]
+    return _optional_text(value, *_CANDIDATE_KEYS) is not None or any(map(_QUESTION_AND_ANSWER.search, texts))
 
 
 def _pair(fields: dict[str, Any], value: Mapping[str, Any], where: str, names: list[str]) -> Draft:
@@ -163,25 +197,27 @@ def _options_from_query(fields: dict[str, Any], value: Mapping[str, Any]) -> Map
 def _set_answer_type(fields: dict[str, Any], value: Mapping[str, Any], where: str) -> None:
     """Sets options and answer_type; an answer that is the text of an option becomes its letter."""
     raw = value.get("options", value.get("choices")) or []
-    raw = [raw[key] for key in sorted(raw)] if isinstance(raw, dict) else raw
+    raw = [raw[key] for key in sorted(raw) if raw[key] is not None] if isinstance(raw, dict) else raw
     if not isinstance(raw, list):
         raise DataError(f"{where}: options is a {type(raw).__name__}, expected a list of texts")
     fields["options"] = tuple(as_text(option) for option in raw)
-    letters = dict(zip(fields["options"], string.ascii_uppercase, strict=False))
+    letter = matching.choice_letter(fields["answer"], fields["options"]) if fields["options"] else None
     named = value.get("answer_type")
     if named is not None:
         answer_type = str(named).lower().replace(" ", "_")
         answer_type = _ANSWER_TYPE_NAMES.get(answer_type, answer_type)
         if answer_type not in ANSWER_TYPES:
             raise DataError(f"{where}: answer_type is {named!r}, expected one of {', '.join(ANSWER_TYPES)}")
-    elif fields["answer"] in letters or fields["answer"] in letters.values():
-        answer_type = "choice"
     else:
         answer_type = _guess_answer_type(fields["answer"])
+    if letter:  # lettered options are shown with the question, so a letter must count as an answer
+        answer_type = "choice"
     fields["answer_type"] = answer_type
     for name in ("answer", "confounder_answer"):
         if answer_type == "choice" and fields.get(name) is not None:
-            fields[name] = letters.get(fields[name], fields[name].strip("(). "))
+            fields[name] = matching.choice_letter(fields[name], fields["options"]) or fields[name].strip(
+                "(). "
+            )
 
 
 def _guess_answer_type(answer: str) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ class ForeignRows(LazyRows[Row]):
 
     def _row(self, index: int) -> Row:
         return _build(self._drafts[index], self._root)
+
+
+def report_rejects(rows: Sequence[Row], folder: Path) -> int:
+    """How many rows of a foreign format could not be used; says so on stderr. 0 for one of our datasets."""
+    refused: Sequence[tuple[str, str]] = getattr(rows, "rejects", ())
+    if refused:
+        row_id, reason = refused[0]
+        print(f"{folder}: {len(refused)} rows not used, first {row_id}: {reason}", file=sys.stderr)
+    return len(refused)
 
 
 def find_foreign(path: Path) -> Path | None:
@@ -135,7 +145,7 @@ def _read_lines(file: Path) -> Iterator[tuple[int, Any]]:
                     continue
                 try:
                     value = json.loads(text)
-                except ValueError:
+                except (ValueError, RecursionError):
                     value = text.strip()[:80]
                 yield line, value
     except (OSError, UnicodeDecodeError) as error:

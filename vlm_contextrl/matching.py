@@ -161,7 +161,10 @@ _UNITS = {
     **dict.fromkeys(("kilogram", "kilo"), "kg"),
     **dict.fromkeys(("second", "sec"), "s"),
     "minute": "min",
-    **dict.fromkeys(("hour", "hr"), "h"),
+    **dict.fromkeys(("hour", "hr", "hrs"), "h"),
+    "lbs": "lb",
+    "yds": "yd",
+    "celsius": "c",
     **dict.fromkeys(("liter", "litre"), "l"),
     **dict.fromkeys(("unit", "units"), ""),
 }
@@ -228,8 +231,9 @@ def _unit(rest: str) -> tuple[int, str] | None:
     if len(parts) > 3 or _NO_UNIT.intersection(parts):
         return None
     squares = {"square": "^2", "squared": "^2", "sq": "^2", "cubic": "^3", "cubed": "^3"}
-    power = "".join(squares[part] for part in parts if part in squares)
-    names = [_unit_name(part) for part in parts if part not in squares]
+    powers = [squares.get(part.rstrip(".")) for part in parts]
+    power = "".join(found for found in powers if found)
+    names = [_unit_name(part) for part, found in zip(parts, powers, strict=True) if not found]
     return factor, " ".join(name for name in names if name) + power
 
 
@@ -272,6 +276,13 @@ def numbers_equal(found: str, right: str, tolerance: float | None = None) -> boo
     )
 
 
+def answers_equal(left: str, right: str, answer_type: str) -> bool:
+    """Whether two reference answers say the same by the rules above; expressions are compared as written."""
+    if answer_type == "boolean":
+        return truth(left) == truth(right)
+    return numbers_equal(left, right) if answer_type in ("numeric", "math") else words_equal(left, right)
+
+
 # ---- options
 
 _LEAD_IN = re.compile(
@@ -282,6 +293,7 @@ _LEAD_IN = re.compile(
 _DELIMITED = re.compile(
     r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*[.:)\]]|([A-Za-z]),|([A-Za-z])\s+-)\s*(?:[.:,]|-(?=\s))?\s*(\S.*)"
 )
+_MORE_LETTERS = re.compile(r"(?:\W*\b(?:[A-Za-z]|or|and)\b)+\W*")  # "B, c, d": a list, not a choice
 _HEDGE = re.compile(r"^\W*(?:or|and|nor|not|but|either|maybe)\b|^\s*[/&|]", re.IGNORECASE)
 
 
@@ -297,6 +309,7 @@ def choice_letter(text: str, options: Sequence[str] = ()) -> str | None:
     text = re.sub(
         r"^(?:option|choice|letter|answer)\s+(?=[(\[]?[A-Za-z](?:\W|$))", "", text, flags=re.IGNORECASE
     )
+    text = re.sub(r"^(\(?[A-Za-z]\)?)!+$", r"\1", text)
     letters = ascii_uppercase[: len(options)] if options else ascii_uppercase
     letter, rest = _letter_and_rest(text)
     if letter and not rest and letter in letters:
@@ -348,7 +361,7 @@ def _supports(letter: str, rest: str, options: Sequence[str]) -> bool:
     letters = ascii_uppercase[: len(options)] if options else ascii_uppercase
     if options and words_equal(options[letters.index(letter)], rest):
         return True
-    if _HEDGE.search(rest):
+    if _HEDGE.search(rest) or _MORE_LETTERS.fullmatch(rest):
         return False
     others = re.findall(r"\b[A-Z]\b|(?<=\()[A-Za-z](?=\))", rest)
     if any(other.upper() in letters and other.upper() != letter for other in others):

@@ -12,6 +12,7 @@ invariant a row breaks; the storage calls them on the way in and on the way out.
 from __future__ import annotations
 
 import json
+import re
 import string
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -20,11 +21,19 @@ from PIL import Image
 
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.images import decode_image, encode_png, pixel_hash
+from vlm_contextrl.matching import answers_equal, truth
 
 AnswerType = Literal["choice", "exact", "numeric", "math", "boolean"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 MAX_OPTIONS = len(string.ascii_uppercase)
 REVERSED_SUFFIX = "~r"
+
+# A control token inside user text would be encoded as the real token: a second image placeholder or an
+# early end of the turn.
+CONTROL_TOKEN = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad|object_ref_start|object_ref_end"
+    r"|box_start|box_end|quad_start|quad_end)\|>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,15 +178,6 @@ def check_question(row: QuestionRow) -> str | None:
     return reason
 
 
-def normalise_answer(answer: str) -> str:
-    """For telling two answers apart: lower case, single spaces, no full stop at the end, numbers by value."""
-    text = " ".join(answer.casefold().split()).rstrip(".")
-    try:
-        return repr(float(text.replace(",", "")))
-    except ValueError:
-        return text
-
-
 def _check_shared_fields(row: ContrastivePair | QuestionRow) -> str | None:
     reason = (
         _check_text("id", row.id)
@@ -208,7 +208,11 @@ def _check_options(row: ContrastivePair | QuestionRow) -> str | None:
         reason = _check_text(f"options[{index}]", option)
         if reason:
             return reason
-    return _check_choice("answer", row.answer, row) if row.answer_type == "choice" else None
+    if row.answer_type == "boolean" and truth(row.answer) is None:
+        return f"answer_type is 'boolean' and answer {row.answer!r}, expected yes, no, true or false"
+    if row.answer_type != "choice":
+        return None
+    return _check_choice("answer", row.answer, row)
 
 
 def _check_answers_differ(pair: ContrastivePair) -> str | None:
@@ -218,7 +222,7 @@ def _check_answers_differ(pair: ContrastivePair) -> str | None:
     reason = _check_text("confounder_answer", other)
     if reason is None and pair.answer_type == "choice":
         reason = _check_choice("confounder_answer", other, pair)
-    if reason is None and normalise_answer(pair.answer) == normalise_answer(other):
+    if reason is None and answers_equal(pair.answer, other, pair.answer_type):
         reason = f"answer {pair.answer!r} and confounder_answer {other!r} are the same, expected two answers"
     return reason
 
@@ -244,6 +248,8 @@ def _check_text(name: str, value: object, *, may_be_empty: bool = False) -> str 
         return f"{name} is a {type(value).__name__}, expected a text"
     if not may_be_empty and not value.strip():
         return f"{name} is empty"
+    if control := CONTROL_TOKEN.search(value):
+        return f"{name} holds the control token {control.group()!r}, expected a text without it"
     try:
         value.encode()
     except UnicodeEncodeError as error:

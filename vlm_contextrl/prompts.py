@@ -15,12 +15,12 @@ Left out: the chat template itself (it belongs to the tokenizer) and any system 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any, Literal, Protocol
 
 from vlm_contextrl.errors import ConfigError, DataError
+from vlm_contextrl.pairs import CONTROL_TOKEN
 
 Message = dict[str, Any]
 Style = Literal["direct", "reasoning"]
@@ -34,13 +34,6 @@ INSTRUCTIONS: dict[Style, str] = {
 # Text contexts (agent trajectories) are long, so the assistant turn is opened for the model; images are
 # asked for a bare letter.
 SELECTION_PREFILL: dict[ContextKind, str] = {"image": "", "text": "The correct option is"}
-
-# A control token inside user text would be encoded as the real token: a second image placeholder or an
-# early end of the turn.
-_CONTROL_TOKEN = re.compile(
-    r"<\|(?:im_start|im_end|endoftext|vision_start|vision_end|vision_pad|image_pad|video_pad|object_ref_start|object_ref_end"
-    r"|box_start|box_end|quad_start|quad_end)\|>"
-)
 
 
 class Tokenizer(Protocol):
@@ -164,7 +157,7 @@ def option_token_ids(tokenizer: Tokenizer, prefill: str, letters: Sequence[str] 
 
 
 def _checked(text: str) -> str:
-    found = _CONTROL_TOKEN.search(text)
+    found = CONTROL_TOKEN.search(text)
     if found:
         raise DataError(
             f"the text of a prompt holds the control token {found.group()!r}; remove or rewrite it in the row"

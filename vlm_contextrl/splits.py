@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def run_split(
     for name in [*inputs, *fractions]:
         if not name or name in (".", "..") or "/" in name or "\\" in name:
             raise DataError(f"{name!r} is no name for a folder, expected one without slashes")
+    for split in fractions:
+        if not re.fullmatch(r"[A-Za-z_]\w*", split, re.ASCII):  # what `datasets` takes as a split
+            raise DataError(
+                f"{split!r} is no name for a split, expected letters, digits and _, not a digit first"
+            )
     opened = {name: read_rows(path) for name, path in inputs.items()}
     with new_folder(out) as folder:
         splits = split_rows({name: rows for name, (_, rows) in opened.items()}, fractions, seed)

@@ -123,7 +123,10 @@ def read_manifest(path: Path) -> Manifest:
     except NotADirectoryError as error:
         raise DataError(f"{path}: is a file, expected a dataset folder or a .jsonl file") from error
     except FileNotFoundError as error:
-        advice = "it is written last, so make the dataset again"
+        inside = sorted(str(found.parent) for found in Path(path).glob(f"*/{MANIFEST_NAME}"))
+        advice = (
+            f"name one of {', '.join(inside)}" if inside else "it is written last, so make the dataset again"
+        )
         raise DataError(f"{path}: incomplete dataset, no {MANIFEST_NAME} ({advice})") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}), expected a JSON object") from error
@@ -136,10 +139,18 @@ def read_manifest(path: Path) -> Manifest:
     if value["kind"] not in ("pairs", "questions"):
         raise DataError(f"{file}: kind is {value['kind']!r}, expected 'pairs' or 'questions'")
     manifest = Manifest(**{name: value[name] for name in names})
+    if not isinstance(manifest.shards, list):
+        raise DataError(f"{file}: shards is {manifest.shards!r}, expected a list of file names")
     for shard in manifest.shards:
         if not isinstance(shard, str) or shard != Path(shard).name:
             raise DataError(f"{file}: shard {shard!r}, expected the name of a file in the folder")
     return manifest
+
+
+def content_hash(path: Path) -> str:
+    """A hash of what a dataset holds: the manifest's, or that of the jsonl file of a foreign format."""
+    foreign = find_foreign(path)
+    return hashlib.sha256(foreign.read_bytes()).hexdigest() if foreign else read_manifest(path).content_hash
 
 
 def read_pairs(path: Path, *, licence: str = "") -> Sequence[ContrastivePair]:
