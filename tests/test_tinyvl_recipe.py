@@ -152,7 +152,7 @@ def test_rows_ask_what_the_pictures_show(processor: Processor) -> None:
         assert all(int(c.ids[-1]) == rows.end for c in row.continuations)
         if len(row.prompt.images) == 1:
             assert told[0][0].startswith("Describe the image.")
-            assert sum(text.startswith("Look up.") for text, _ in told) == 1
+            assert sum(text.startswith("Look up ") for text, _ in told) == SMALL.lookups_per_scene
             assert told[-1][1] in ("yes", "no")
             continue
         assert row.prompt.images[0].key != row.prompt.images[1].key

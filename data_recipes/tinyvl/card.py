@@ -68,7 +68,7 @@ Made by `vlm-contextrl tinyvl build --out DIR` with
 
 {settings}
 
-| stage | steps | last loss | minutes, accumulated |
+| stage | steps | last loss | minutes |
 |---|---|---|---|
 {stages}
 

@@ -2,7 +2,7 @@
 
 The description of a scene lists its facts, one phrase each. A query is one word or two words of one phrase ("red", "circle top"),
 sometimes with a word swapped for one of another scene, so that nothing may be found. It is what every question about a picture starts
-with, without the grammar of a question. The vision stage and the `Look up.` turns of the language stages ask the same.
+with, without the grammar of a question. The vision stage and the `Look up` turns of the language stages ask the same.
 """
 
 from __future__ import annotations

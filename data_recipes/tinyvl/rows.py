@@ -9,7 +9,7 @@ import torch
 
 from vlm_contextrl.data_recipes.render import DOMAINS, Domain, SceneQuestion, scene_examples
 from vlm_contextrl.data_recipes.render.scene import yes_no
-from vlm_contextrl.data_recipes.tinyvl.lookups import Lookup, lookups
+from vlm_contextrl.data_recipes.tinyvl.lookups import lookups
 from vlm_contextrl.data_recipes.tinyvl.settings import TinyVLConfig
 from vlm_contextrl.data_recipes.tinyvl.vision_stage import scene_words
 from vlm_contextrl.packing import Continuation, PackedRow
@@ -38,10 +38,6 @@ def _turn_texts(question: SceneQuestion) -> list[str]:
         question.answer,
         f" {question.answer}",
     ]
-
-
-def _told(lookup: Lookup) -> str:
-    return ", ".join(" ".join(phrase) for phrase in lookup.found) or "none"
 
 
 def check_text(question: SceneQuestion, claimed: str) -> str:
@@ -77,18 +73,16 @@ class PretrainingRows:
             turns.append(
                 (vqa_messages(question.query, options=question.options)[0]["content"], question.answer)
             )
-        turns.append(self._look_up(description, rng))
+        asked = lookups(description, self.config.lookups_per_scene, self.words, rng)
+        for each in asked:
+            text = f"Look up {' '.join(each.words)}."
+            found = ", ".join(" ".join(phrase) for phrase in each.found) or "none"
+            turns.append(([{"type": "image"}, {"type": "text", "text": text}], found))
         checked = rng.choice(questions)
         claimed = checked.answer if rng.random() < 0.5 else str(checked.answer_of(checked.edit(rng)))
         text = check_text(checked, claimed)
         turns.append(([{"type": "image"}, {"type": "text", "text": text}], yes_no(claimed == checked.answer)))
         return self._pack((first,), turns)
-
-    def _look_up(self, description: str, rng: random.Random) -> tuple[list[dict[str, str]], str]:
-        """One or two words and the facts that hold them, several times: looking things up, without the grammar of a question."""
-        asked = lookups(description, self.config.lookups_per_scene, self.words, rng)
-        answer = ";".join(f" {' '.join(each.words)}: {_told(each)}" for each in asked)
-        return [{"type": "image"}, {"type": "text", "text": "Look up."}], answer.strip()
 
     def _two_images(
         self, first: ProcessedImage, domain: Domain, questions: list[SceneQuestion], rng: random.Random
