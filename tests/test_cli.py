@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ import typer
 from vlm_contextrl import __version__
 from vlm_contextrl.cli import app, main
 from vlm_contextrl.commands import results, training
-from vlm_contextrl.errors import DataError
+from vlm_contextrl.errors import DataError, InputError
 
 COMMANDS = {
     "": ["--version"],
@@ -25,6 +27,7 @@ COMMANDS = {
     "pairs split": ["--input", "--out", "--fractions", "--seed", "--json"],
     "pairs stats": ["--input", "--json"],
     "train": ["CONFIG", "KEY=VALUE", "--out", "--resume"],
+    "merge": ["--model", "--adapter", "--out", "--dtype"],
     "probe": [
         "--model",
         "--pairs",
@@ -339,3 +342,21 @@ def test_probe_names_what_it_cannot_read(
     assert "none" in run("probe", "--model", "./m", "--pairs", tmp_path / "none")[2]
     assert "holds questions" in run("probe", "--model", "./m", "--pairs", questions_folder)[2]
     assert "no such model folder" in run("probe", "--model", "./m", "--pairs", pairs_folder)[2]
+
+
+def test_results_may_go_into_a_pipe(tmp_path: Path) -> None:
+    """A special file is written to, not replaced."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    results.write_json(pipe, {"a": 1})
+    reader.join(timeout=10)
+    assert json.loads(read[0]) == {"a": 1}
+    assert pipe.is_fifo()
+
+
+def test_results_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        results.write_json(tmp_path / ("x" * 300), {})

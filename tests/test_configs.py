@@ -14,6 +14,7 @@ SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 PUBLISHED = {
     "qwen2_5_vl_7b_full": 0.005,
     "qwen2_5_vl_7b_lora": 0.005,
+    "qwen2_5_vl_7b_qlora": 0.005,
     "qwen3_vl_8b_full": 0.001,
     "qwen3_vl_8b_lora": 0.001,
 }
@@ -82,6 +83,14 @@ def test_lora_preset_differs_from_the_full_one_only_in_what_is_tuned(family: str
         del config["name"], config["model"]["tuning"], config["model"]["lora"], config["model"]["dtype"]
         del config["optim"]["learning_rate"]
     assert full == lora
+
+
+def test_qlora_preset_differs_from_lora_only_in_how_weights_are_kept() -> None:
+    lora, qlora = (load(f"qwen2_5_vl_7b_{tuning}").model_dump() for tuning in ("lora", "qlora"))
+    assert (lora["model"]["quantization"], qlora["model"]["quantization"]) == ("none", "nf4")
+    for config in (lora, qlora):
+        del config["name"], config["model"]["quantization"]
+    assert lora == qlora
 
 
 def test_tiny_baseline_differs_only_by_the_selection_loss() -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_models import FAMILIES, ask, noise_image, plain_model, tiny_policy
+from vlm_contextrl.checkpoints import export
 from vlm_contextrl.config import LoraSettings, ModelSettings
 from vlm_contextrl.errors import CheckpointError
 from vlm_contextrl.models import load_policy, resolve
@@ -189,13 +190,13 @@ def test_lora_reaches_the_vision_tower_on_request(family: str, qwen_folders: dic
     assert sum(".visual." not in name for name in names) == 2 * 7 * 2
 
 
-def write_adapter(folder: Path, model: Path) -> Path:
+def write_adapter(folder: Path, model: Path, scale: float = 1.0) -> Path:
     """An adapter whose B matrices are not zero, so that it does something."""
     policy = tiny_policy(model, tuning="lora", lora=LoraSettings(rank=2, alpha=4))
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+                parameter.normal_(std=scale, generator=torch.Generator().manual_seed(len(name)))
     policy.model.save_pretrained(folder)
     return folder
 
@@ -209,7 +210,7 @@ def first_logits(policy: Any) -> torch.Tensor:
 
 
 def test_adapter_is_applied_in_every_mode(qwen_folders: dict[str, Path], tmp_path: Path) -> None:
-    """Merged for use, kept for LoRA training, merged and unfrozen for full training: one and the same model,
+    """Kept for use and for LoRA training, merged and unfrozen for full training: one and the same model,
     and not the one without the adapter."""
     model = qwen_folders["qwen2_5_vl"]
     adapter = str(write_adapter(tmp_path / "adapter", model))
@@ -223,6 +224,26 @@ def test_adapter_is_applied_in_every_mode(qwen_folders: dict[str, Path], tmp_pat
     assert trained(merged) == set()
     assert len(trained(lora)) == 2 * 7 * 2
     assert trained(full) == trained(tiny_policy(model, tuning="full", train_vision=False))
+
+
+def test_an_adapter_brings_the_image_bounds_it_was_trained_with(
+    qwen_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = qwen_folders["qwen2_5_vl"]
+    trained_with = tiny_policy(model, tuning="lora", max_pixels=3136)
+    export(trained_with, tmp_path / "adapter")
+    policy = tiny_policy(model, trainable=False, adapter=str(tmp_path / "adapter"))
+    sizes = [p.processor.process_image(noise_image(0, 112, 112)).n_tokens for p in (trained_with, policy)]
+    assert sizes == [4, 4]
+    assert tiny_policy(model).processor.process_image(noise_image(0, 112, 112)).n_tokens == 9
+
+
+def test_a_small_update_survives_16_bits(qwen_folders: dict[str, Path], tmp_path: Path) -> None:
+    """An update below the last digit of bfloat16 weights still moves the logits: adapters are not merged for use."""
+    model = qwen_folders["qwen2_5_vl"]
+    write_adapter(tmp_path / "adapter", model, scale=1e-3)
+    policy = tiny_policy(model, trainable=False, adapter=str(tmp_path / "adapter"), dtype="bfloat16")
+    assert any("lora_A" in name for name, _ in policy.named_parameters())
 
 
 @pytest.mark.parametrize("spoil", ["missing", "cut"])

@@ -55,12 +55,12 @@ def text_pair(n: int, confounder_answer: str | None = None) -> ContrastivePair:
 
 
 PAIRS = [image_pair(0), image_pair(1), image_pair(2, None), image_pair(3, None)]
-# Per pair: context first, context second, context twice, then the reverse pair's context first and second.
+# Per pair: context first, context second, context twice in both orders, then the reverse pair's context first and second.
 LOGITS = [
-    (2.0, 0.0), (0.0, 1.0), (0.5, 0.0), (1.0, 0.0), (0.0, 3.0),  # right everywhere: margins 2, 1; reverse 1, 3
-    (3.0, 0.0), (3.0, 0.0), (3.0, 0.0), (3.0, 0.0), (3.0, 0.0),  # always A: margins 3, -3; reverse 3, -3
-    (1.0, 1.0), (0.0, 0.0), (4.0, 4.0),  # ties: margins 0, 0
-    (0.0, 1.0), (1.0, 0.0), (0.0, 2.0),  # wrong everywhere: margins -1, -1
+    (2.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 3.0),  # right everywhere: margins 2, 1; reverse 1, 3
+    (3.0, 0.0), (3.0, 0.0), (3.0, 0.0), (3.0, 0.0), (3.0, 0.0), (3.0, 0.0),  # always A: margins 3, -3; reverse 3, -3
+    (1.0, 1.0), (0.0, 0.0), (4.0, 4.0), (4.0, 4.0),  # ties: margins 0, 0
+    (0.0, 1.0), (1.0, 0.0), (0.0, 2.0), (0.0, 2.0),  # wrong everywhere: margins -1, -1
 ]  # fmt: skip
 
 
@@ -101,11 +101,11 @@ def test_what_is_shown(processor: Processor) -> None:
     """Both orders, the context twice, and the reverse pair with its own answer in both orders."""
     _, policy = measured(processor)
     good, bad = (image.key for image in contexts(processor, PAIRS[0]))  # type: ignore[union-attr]
-    shown = [tuple(image.key for image in prompt.images) for prompt in policy.asked[:5]]
-    assert shown == [(good, bad), (bad, good), (good, good), (bad, good), (good, bad)]
-    texts = [processor.decode(prompt.ids_T.tolist()) for prompt in policy.asked[:5]]
-    assert ["Answer: 7\n" in text for text in texts] == [True, True, True, False, False]
-    assert ["Answer: 8\n" in text for text in texts] == [False, False, False, True, True]
+    shown = [tuple(image.key for image in prompt.images) for prompt in policy.asked[:6]]
+    assert shown == [(good, bad), (bad, good), (good, good), (good, good), (bad, good), (good, bad)]
+    texts = [processor.decode(prompt.ids_T.tolist()) for prompt in policy.asked[:6]]
+    assert ["Answer: 7\n" in text for text in texts] == [True, True, True, True, False, False]
+    assert ["Answer: 8\n" in text for text in texts] == [False, False, False, False, True, True]
 
 
 @pytest.mark.parametrize("batch_pairs", [1, 3, 100])
@@ -120,7 +120,7 @@ def test_batches_change_nothing(processor: Processor, batch_pairs: int) -> None:
 def test_a_constant_preference_is_a_bias_and_no_skill(processor: Processor) -> None:
     """Always B by 4 logits: accuracy 1/2, no pair right in both orders, bias -1/2, mean margin 0."""
     pairs = [image_pair(n, None) for n in range(3)]
-    found = probe(WrittenDown(processor, [(0.0, 4.0)] * 9), pairs)  # type: ignore[arg-type]
+    found = probe(WrittenDown(processor, [(0.0, 4.0)] * 12), pairs)  # type: ignore[arg-type]
     values = [found[k]["value"] for k in ("selection_accuracy", "order_consistent_accuracy", "position_bias")]
     assert values == [0.5, 0.0, -0.5]
     assert found["mean_margin"]["value"] == 0.0
@@ -135,7 +135,7 @@ def test_text_pairs_continue_the_opened_answer(processor: Processor) -> None:
     text = processor.tokenizer.decode(prompt.ids_T)
     assert "Context A:\nIt is 7.\nContext B:\nIt is 8." in text
     assert text.endswith("The correct option is")
-    found = probe(WrittenDown(processor, [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)]), [pair])  # type: ignore[arg-type]
+    found = probe(WrittenDown(processor, [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.0, 0.0)]), [pair])  # type: ignore[arg-type]
     assert found["selection_accuracy"]["value"] == 1.0
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.tiny_models import SPECIAL_TOKENS, ask, byte_tokenizer, noise_image
+from vlm_contextrl.answers import score_answer
 from vlm_contextrl.errors import CheckpointError, DataError
 from vlm_contextrl.pairs import EncodedImage
 from vlm_contextrl.processing import Processor, load_processor
@@ -256,3 +257,27 @@ def test_spoiled_folder(
     with pytest.raises(CheckpointError, match=message) as caught:
         load_processor(str(tmp_path), 5)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "opened"), [("<think>\\n", "<think>"), ("<think>\\n\\n</think>\\n\\n", ""), ("", "")]
+)
+def test_a_thought_that_the_template_opens_belongs_to_the_completion(
+    start: str, opened: str, qwen_folders: dict[str, Path]
+) -> None:
+    """Cut before </think> it must not read as an answer; an empty closed thought changes nothing."""
+    made = load_processor(str(qwen_folders["qwen3_vl"]), 6)
+    made.tokenizer.chat_template += (
+        "{% if add_generation_prompt %}" + start.replace("\\n", "\n") + "{% endif %}"
+    )
+    text = made.decode(made.tokenizer("so \\boxed{7}", add_special_tokens=False)["input_ids"])
+    assert text == opened + "so \\boxed{7}"
+    assert score_answer(text, "7", "numeric") == (not opened)
+
+
+def test_key_tells_resized_images_apart() -> None:
+    made = processor()
+    image = noise_image(0, 280, 280)
+    keys = {made.process_image(image, resize=resize).key for resize in (True, False)}
+    grids = {made.process_image(image, resize=resize).grid_thw for resize in (True, False)}
+    assert len(keys) == len(grids)

@@ -99,7 +99,7 @@ def test_tensorboard_gets_numbers(tmp_path: Path) -> None:
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert found == {"reward_mean": [(1, 0.25), (2, 0.5)], "vqa_accuracy": [(2, 0.75)]}
+    assert found == {"train/reward_mean": [(1, 0.25), (2, 0.5)], "eval/vqa_accuracy": [(2, 0.75)]}
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
@@ -129,4 +129,4 @@ def test_hosted_trackers_get_configuration_and_numbers(
     (_, given), logged = calls
     assert given["name"] == "test"
     assert given["config"]["steps"] == 3
-    assert logged == ("log", ({"loss": 1.5}, 4))
+    assert logged == ("log", ({"train/loss": 1.5}, 4))

@@ -29,6 +29,7 @@ from tests.tiny_models import (
 )
 from vlm_contextrl import reference, terms
 from vlm_contextrl.config import RunConfig
+from vlm_contextrl.errors import ContextRLError, InputError
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.trainer import train
 
@@ -122,10 +123,11 @@ def test_later_updates_compare_with_the_sampling_policy(
     changed = config(steps=1, optim={"prompts_per_update": 1, "learning_rate": 1e-2})
     metrics = train(changed, tmp_path / "two")
     first, second = batches
-    assert torch.equal(first.logps_BT, first.old_logps_BT)
+    # Two forwards, with and without gradient: some CPUs have other kernels for either.
+    torch.testing.assert_close(first.logps_BT, first.old_logps_BT, rtol=0, atol=1e-5)
     assert float((second.logps_BT - second.old_logps_BT).detach().abs().max()) > 1e-3
     assert abs(metrics["ratio_minus_one"]) > 1e-5
-    assert metrics["rollout_gap"] > 1e-5  # the second update's gap, half of it in the mean
+    assert metrics["rollout_gap"] < 1e-5  # of the engine, not of the policy that moved on
 
     single = train(config(steps=1), tmp_path / "one")
     assert single["ratio_minus_one"] == 0.0
@@ -155,6 +157,61 @@ def test_reference_is_the_untrained_model(
             torch.testing.assert_close(logps[: len(by_model)], by_model, rtol=0, atol=1e-5)
     assert kl[0] == pytest.approx(0.0, abs=1e-9)
     assert kl[1] > 1e-5
+
+
+def test_reference_of_adapters_is_the_model_they_started_from(config: Make, tmp_path: Path) -> None:
+    """LoRA that goes on from an adapter: the KL is to the base with that adapter, the first one is 0, and the
+    result holds the trained adapter alone."""
+    lora = {"tuning": "lora"}
+    train(config(steps=2, model=lora, optim={"learning_rate": 5e-2}), tmp_path / "first")
+    objective = [{"term": "policy", "rewards": config().objective[0].rewards, "kl_coef": 0.5}]
+    going_on = lora | {"adapter": str(tmp_path / "first/final")}
+    changed = config(steps=2, model=going_on, objective=objective, optim={"learning_rate": 1e-2})
+    train(changed, tmp_path / "second")
+    kl = [m["kl"] for m in records(tmp_path / "second", "metrics")]
+    assert kl[0] == pytest.approx(0.0, abs=1e-9)
+    assert kl[1] > 1e-6
+    assert not (tmp_path / "second/final/reference").exists()
+    before, after = (
+        load_file(tmp_path / f"{name}/final/adapter_model.safetensors") for name in ("first", "second")
+    )
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_means_over_the_updates_that_have_a_metric(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two updates, the first without a finite loss: its loss is not counted as 0."""
+    found = iter([{"skipped_updates": 1.0}, {"skipped_updates": 0.0, "loss": 3.0}])
+    trainer = trainer_of(config(optim={"prompts_per_update": 1}), tmp_path)
+    monkeypatch.setattr(trainer, "update", lambda update: next(found))
+    assert trainer._update_all(1, trainer._rollout(1)) == {"loss": 3.0, "skipped_updates": 0.5}
+
+
+# ---------------------------------------------------------------- what is refused at once
+
+
+def test_several_processes_are_refused(config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="started as 2 processes"):
+        train(config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"data": {"eval_pairs": "missing"}}, "missing"),
+        ({"objective": [{"term": "policy", "rewards": {"acuracy": 1.0}}]}, "acuracy"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    sections: dict[str, Any], message: str, config: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(ContextRLError, match=message):
+        train(config(**sections), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- what is trained

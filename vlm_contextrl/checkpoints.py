@@ -95,7 +95,8 @@ def export(policy: Policy, folder: Path) -> None:
     """Write the trained model (an ordinary Hugging Face folder) or its adapter (a PEFT folder), with tokenizer and image processor."""
     building = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(building, ignore_errors=True)
-    policy.model.save_pretrained(building)
+    adapters = {"selected_adapters": ["default"]} if hasattr(policy.model, "peft_config") else {}
+    policy.model.save_pretrained(building, **adapters)
     policy.processor.save(str(building))
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)

@@ -45,6 +45,7 @@ def _root(
 
 app.add_typer(pairs.app, name="pairs")
 app.command("train")(training.train)
+app.command("merge")(training.merge)
 app.command("probe")(measuring.probe)
 app.command("demo")(training.demo)
 app.command("doctor")(diagnosis.doctor)

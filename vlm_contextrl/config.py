@@ -22,7 +22,7 @@ PolicyVariant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 class Record(BaseModel):
     """Strict base: no unknown keys, no silent change after the fact."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSettings(Record):
@@ -46,6 +46,10 @@ class ModelSettings(Record):
         False, description="full tuning: train the vision tower too (the paper freezes it)"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored weights")
+    quantization: Literal["none", "nf4"] = Field(
+        "none", description="QLoRA: frozen weights of the language model in 4 bits, with double quantisation"
+    )
+    quantize_vision: bool = Field(False, description="nf4: the frozen vision tower in 4 bits, too")
     autocast: Literal["no", "bf16"] = Field("no", description="precision of matrix products")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations of the language model in the backward pass"
@@ -61,8 +65,24 @@ class ModelSettings(Record):
     )
     trust_remote_code: bool = Field(False, description="allow code that comes with the model")
     feature_cache_mib: float = Field(
-        1024, gt=0, description="memory for the features of a frozen vision tower"
+        4096, gt=0, description="host memory for the features of a frozen vision tower"
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSettings:
+        if self.quantization == "nf4" and self.tuning == "full":
+            raise ValueError(
+                "quantization: nf4 weights cannot be trained; set tuning to lora, or quantization to none"
+            )
+        if self.quantize_vision and self.quantization == "none":
+            raise ValueError(
+                "quantize_vision has no effect without quantization: nf4; remove one or set the other"
+            )
+        if self.train_vision and self.tuning == "lora":
+            raise ValueError("train_vision has no effect on adapters; set lora.vision instead")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is over max_pixels {self.max_pixels}")
+        return self
 
 
 class DataSettings(Record):
@@ -96,7 +116,7 @@ class OptimSettings(Record):
     """Optimizer (AdamW) and schedule."""
 
     learning_rate: float = Field(1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
     warmup_steps: int = Field(0, ge=0, description="rollout steps of linear warm-up")
     schedule: Literal["constant", "cosine"] = "constant"
@@ -116,16 +136,20 @@ class PolicyTerm(Record):
     """Policy gradient on sampled completions (objectives/policy.py)."""
 
     term: Literal["policy"]
-    weight: float = 1.0
+    weight: float = Field(1.0, ge=0)
     variant: PolicyVariant = "grpo"
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.3, ge=0)
+    clip_low: float | None = Field(
+        None, ge=0, lt=1, description="the ratio stays above 1 - clip_low. None: as in the variant's paper"
+    )
+    clip_high: float | None = Field(
+        None, ge=0, description="the ratio stays below 1 + clip_high. None: as in the variant's paper"
+    )
     kl_coef: float = Field(0.0, ge=0, description="weight of the k3 estimate of KL(policy || reference)")
     advantage_scale: Literal["group", "batch", "none"] | None = Field(
         None, description="None: the variant's own"
     )
     rewards: dict[str, float] = Field(
-        {"accuracy": 0.9, "format": 0.1}, description="built-in name or dotted path -> weight"
+        {"accuracy": 0.9, "format": 0.1}, min_length=1, description="built-in name or dotted path -> weight"
     )
 
 
@@ -133,7 +157,7 @@ class SelectionTerm(Record):
     """Context selection on contrastive pairs (objectives/selection_loss.py)."""
 
     term: Literal["selection_loss"]
-    weight: float = Field(description="lambda of the paper")
+    weight: float = Field(ge=0, description="lambda of the paper")
     clip: Literal["two_sided", "one_sided", "none"] = Field(
         "two_sided", description="which margins lose their gradient outside the clip"
     )
@@ -165,7 +189,7 @@ class LogSettings(Record):
 class RunConfig(Record):
     """One training run."""
 
-    name: str = Field(description="the run directory is runs/NAME")
+    name: str = Field(pattern=r"^[\w.-]*\w[\w.-]*$", description="the run directory is runs/NAME")
     seed: int = 0
     steps: int | None = Field(None, ge=1, description="rollout steps; or give epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the questions; or give steps")
@@ -184,6 +208,14 @@ class RunConfig(Record):
             raise ValueError(
                 f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of optim.prompts_per_update "
                 f"({self.optim.prompts_per_update})"
+            )
+        if self.model.tuning == "full" and self.model.dtype != "float32":
+            raise ValueError(
+                "model.tuning: full with dtype: bfloat16 would round small updates away; expected float32 (with autocast: bf16)"
+            )
+        if self.log.eval_every and not (self.data.eval_pairs or self.data.eval_questions):
+            raise ValueError(
+                "log.eval_every needs data.eval_pairs or data.eval_questions; set one, or eval_every: 0"
             )
         if any(isinstance(t, SelectionTerm) for t in self.objective) and self.data.pairs is None:
             raise ValueError("objective has a selection_loss term: data.pairs must name a folder of pairs")

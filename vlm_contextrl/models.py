@@ -16,7 +16,7 @@ import torch
 
 from vlm_contextrl import attention
 from vlm_contextrl.config import ModelSettings
-from vlm_contextrl.errors import CheckpointError, first_line
+from vlm_contextrl.errors import CheckpointError, MissingExtraError, first_line
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import load_processor
 
@@ -51,6 +51,7 @@ def load_policy(
         raise CheckpointError(
             f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}"
         )
+    quantization = _quantization(settings)
     attention.register()
     _quiet_progress_of_small_models(path)
     try:
@@ -61,6 +62,7 @@ def load_policy(
             dtype=getattr(torch, settings.dtype),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
+            quantization_config=quantization,
             attn_implementation={"text_config": attention.PACKED, "vision_config": "sdpa"},
         )
     except Exception as error:  # safetensors, transformers, huggingface_hub: classes of their own
@@ -70,8 +72,9 @@ def load_policy(
         raise CheckpointError(
             f"{path}: weights are incomplete: {len(missing)} tensors are missing, first {missing[0]}"
         )
+    own = settings.adapter and (Path(settings.adapter) / "preprocessor_config.json").is_file()
     processor = load_processor(
-        path,
+        str(settings.adapter) if own else path,  # images as they were while the adapter was trained
         config.image_token_id,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
@@ -88,6 +91,42 @@ def load_policy(
     return policy.train() if trainable else policy.eval().requires_grad_(False)
 
 
+def merge_adapter(policy: Policy, dtype: torch.dtype) -> None:
+    """Make an adapter part of the weights, in their own precision, then round once to `dtype`."""
+    policy.model = policy.model.merge_and_unload().to(dtype)
+
+
+def _quantization(settings: ModelSettings) -> Any:
+    """QLoRA (arXiv 2305.14314): 4-bit NormalFloat with double quantisation. None for unquantised weights."""
+    if settings.quantization == "none":
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "model.quantization is nf4 and bitsandbytes is not installed: pip install 'vlm-contextrl[qlora]'"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16
+        if settings.autocast == "bf16"
+        else getattr(torch, settings.dtype),
+        # The whole path: "visual" alone matches nothing, and the tower would be quantised.
+        llm_int8_skip_modules=["lm_head"] + ([] if settings.quantize_vision else ["model.visual"]),
+    )
+
+
+def quantized_modules(model: torch.nn.Module) -> list[str]:
+    """Names of the linear layers whose weights are stored in 4 bits."""
+    from bitsandbytes.nn import Linear4bit
+
+    return [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+
+
 def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -102,8 +141,8 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
             raise CheckpointError(
                 f"{settings.adapter}: adapter cannot be read: {first_line(error)}"
             ) from error
-        if trainable and settings.tuning == "lora":
-            return model
+        if settings.tuning == "lora" or not trainable:
+            return model  # not merged: in 16 or 4 bits a small update would be rounded away
         model = model.merge_and_unload()
     elif settings.tuning == "lora" and trainable:
         lora = settings.lora
@@ -112,8 +151,9 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
             model,
             LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"),
         )
-    model.requires_grad_(True)
-    model.model.visual.requires_grad_(settings.train_vision)
+    if trainable:
+        model.requires_grad_(True)
+        model.model.visual.requires_grad_(settings.train_vision)
     return model
 
 

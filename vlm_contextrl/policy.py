@@ -33,6 +33,9 @@ class ImageFeatures:
     tokens_NH: Tensor
     deepstack: tuple[Tensor, ...] = ()
 
+    def to(self, device: torch.device | str) -> ImageFeatures:
+        return ImageFeatures(self.tokens_NH.to(device), tuple(layer.to(device) for layer in self.deepstack))
+
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.tokens_NH, *self.deepstack))
 
@@ -207,9 +210,9 @@ class Policy(nn.Module):
                 fresh = {key: features for run in runs for key, features in self._run_vision(run).items()}
             if cacheable:
                 for key, features in fresh.items():
-                    self._cache.put(key, features)
+                    self._cache.put(key, features.to("cpu"))  # a step's images fill gigabytes at 7B
             known |= fresh
-        return {key: features for key, features in known.items() if features is not None}
+        return {key: features.to(self.device) for key, features in known.items() if features is not None}
 
     def _run_vision(self, images: dict[str, ProcessedImage]) -> dict[str, ImageFeatures]:
         patches = torch.cat([i.patches_ND for i in images.values()]).to(

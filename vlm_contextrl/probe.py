@@ -108,7 +108,8 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
     for pair in batch:
         good, bad = contexts(processor, pair)
         prompts += [
-            selection_prompt(processor, pair, shown) for shown in ((good, bad), (bad, good), (good, good))
+            selection_prompt(processor, pair, shown)
+            for shown in ((good, bad), (bad, good), (good, good), (good, good))
         ]
         reverse = pair.reversed()
         if reverse is not None:
@@ -122,11 +123,10 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
     out = []
     for pair in batch:
         margins = [margin(True), margin(False)]
-        # One prompt serves both orders: the right option is A in one and B in the other.
-        same = margin(True)
+        control_margins = [margin(True), margin(False)]
         reverse_margins = [margin(True), margin(False)] if pair.reversed() is not None else None
         out.append({"id": pair.id, "domain": pair.domain, "margins": margins, "reverse_margins": reverse_margins,
-                    "control_margins": [same, -same]})  # fmt: skip
+                    "control_margins": control_margins})  # fmt: skip
     return out
 
 

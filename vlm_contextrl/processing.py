@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ class Processor:
             patches: Tensor = out["pixel_values"]
             return patches
 
-        key = hashlib.sha256(self._settings + content).hexdigest()
+        key = hashlib.sha256(self._settings + repr(grid).encode() + content).hexdigest()
         return ProcessedImage(key, grid, grid[1] * grid[2] // settings.merge_size**2, load)
 
     def _resized(self, height_px: int, width_px: int, where: str) -> tuple[int, int]:
@@ -138,8 +138,25 @@ class Processor:
         return EncodedPrompt(torch.tensor(ids, dtype=torch.long), tuple(images))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a completion, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Text of a completion, special tokens left out.
+
+        A thinking template opens the thought in the prompt; the completion is told with it, or a thought that was cut would read as
+        an answer.
+        """
+        return self._opened_thought + str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    @cached_property
+    def _opened_thought(self) -> str:
+        """`<think>` when the template's start of the assistant's turn leaves one open, else nothing."""
+        turn = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        given, opened = (
+            self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=add, **self.chat_template_kwargs
+            )
+            for add in (False, True)
+        )
+        start = opened.removeprefix(given)
+        return "<think>" if start.rfind("<think>") > start.rfind("</think>") else ""
 
     def save(self, folder: str) -> None:
         """Write tokenizer and image processor beside the weights."""

@@ -62,4 +62,6 @@ def question_length(policy: Policy, row: QuestionRow, style: Style) -> int:
 
 
 def pair_length(policy: Policy, pair: ContrastivePair, style: Style) -> int:
-    return len(selection_prompt(policy.processor, pair, contexts(policy.processor, pair)))
+    shown = contexts(policy.processor, pair)
+    both_ways = [each for each in (pair, pair.reversed()) if each is not None]
+    return max(len(selection_prompt(policy.processor, each, shown)) for each in both_ways)

@@ -58,15 +58,20 @@ class RunDirectory:
             if file.is_file():
                 lines = file.read_text().splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-                file.write_text("".join(kept))
+                shorter = file.with_name(f".{file.name}")
+                shorter.write_text("".join(kept))
+                shorter.replace(file)
 
     def write(self, stream: str, record: Mapping[str, Any]) -> None:
         """Append one record; numbers of metrics and evals go to the trackers too."""
         with (self.path / f"{stream}.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         if stream in ("metrics", "evals"):
+            prefix = "train" if stream == "metrics" else "eval"
             for tracker in self._trackers:
-                tracker(record)
+                tracker(
+                    {f"{prefix}/{name}": value for name, value in _numbers(record).items()}, record["step"]
+                )
 
     def read(self, stream: str) -> list[dict[str, Any]]:
         """All records of a stream."""
@@ -89,9 +94,9 @@ def _tracker(name: str, path: Path, config: RunConfig) -> Any:
 
             writer = SummaryWriter(str(path / "tensorboard"))
 
-            def to_tensorboard(record: Mapping[str, Any]) -> None:
-                for key, value in _numbers(record).items():
-                    writer.add_scalar(key, value, record["step"])
+            def to_tensorboard(numbers: Mapping[str, float], step: int) -> None:
+                for key, value in numbers.items():
+                    writer.add_scalar(key, value, step)
                 writer.flush()
 
             return to_tensorboard
@@ -103,4 +108,4 @@ def _tracker(name: str, path: Path, config: RunConfig) -> Any:
             f"log.trackers names {name!r}, which is not installed: pip install 'vlm-contextrl[{name}]'"
         ) from error
     module.init(project="vlm-contextrl", name=config.name, config=resolved)
-    return lambda record: module.log(_numbers(record), step=record["step"])
+    return lambda numbers, step: module.log(dict(numbers), step=step)

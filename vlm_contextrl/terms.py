@@ -99,12 +99,12 @@ class PolicyObjective:
     def __init__(self, settings: PolicyTerm, max_new_tokens: int, temperature: float) -> None:
         self.weight = settings.weight
         self.temperature = temperature
-        self.config = PolicyConfig(
-            variant=settings.variant,
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
+        given = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
+        self.config = PolicyConfig.of_paper(
+            settings.variant,
             kl_coef=settings.kl_coef,
             max_tokens=max_new_tokens,
+            **{name: value for name, value in given.items() if value is not None},
         )
 
     def shares(self, policy: Policy, update: Update, budget_tokens: int) -> Iterator[Share]:
@@ -131,14 +131,17 @@ class PolicyObjective:
             ref_logps_BT=pad_sequence(ref, batch_first=True) if ref else None,
         )
         loss, metrics = policy_loss(batch, self.config, totals)
-        gap = sum(float((logp.detach() - s).abs().sum()) for logp, s in zip(logps, sampled, strict=True))
+        gap = sum(float((o - s).abs().sum()) for o, s in zip(old, sampled, strict=True))
         shares = {name: float(value) for name, value in metrics.items()}
-        return loss, {
-            **shares,
-            "entropy": float(entropy_L.sum()) / trained_tokens,
-            "rollout_gap": gap
-            / trained_tokens,  # mean |log-prob while training - while sampling|, nats per token
-        }
+        return (
+            loss,
+            {
+                **shares,
+                "entropy": float(entropy_L.sum()) / trained_tokens,
+                "rollout_gap": gap
+                / trained_tokens,  # mean |log-prob by the training forward - while sampling|, same weights, nats per token
+            },
+        )
 
 
 class SelectionObjective:

@@ -9,9 +9,12 @@ Left out here: several processes, quantised weights, other rollout engines.
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ from accelerate import Accelerator
 
 from vlm_contextrl.checkpoints import export, latest_checkpoint, load_checkpoint, save_checkpoint
 from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm
-from vlm_contextrl.errors import ContextRLError
+from vlm_contextrl.errors import ContextRLError, InputError
+from vlm_contextrl.foreign_rows import report_rejects
 from vlm_contextrl.models import load_policy
 from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.objectives.policy import VARIANTS
@@ -32,7 +36,7 @@ from vlm_contextrl.prompt_lengths import Overlong, pair_length, question_length
 from vlm_contextrl.rewards import combined_rewards, load_reward
 from vlm_contextrl.rollout import Completion, sample
 from vlm_contextrl.runlog import RunDirectory, check_run_folder
-from vlm_contextrl.storage import read_pairs, read_questions
+from vlm_contextrl.storage import content_hash, read_pairs, read_questions
 from vlm_contextrl.streams import ShuffledStream
 from vlm_contextrl.terms import (
     Group,
@@ -58,9 +62,20 @@ def train(
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Run (or resume) a training run; returns the last step's metrics. The result is in `run_dir/final`."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"started as {os.environ['WORLD_SIZE']} processes: training runs in one process so far; start it without torchrun"
+        )
     check_run_folder(run_dir, config, resume=resume)
+    for term in config.objective:
+        if isinstance(term, PolicyTerm):
+            for name in term.rewards:
+                load_reward(name, config.data.prompt_style)
     questions = read_questions(config.data.questions)
     pairs = read_pairs(config.data.pairs) if config.data.pairs else []
+    for read, folder in ((read_questions, config.data.eval_questions), (read_pairs, config.data.eval_pairs)):
+        if folder:
+            report_rejects(read(folder), folder)  # a missing or broken one is an error now, not hours later
     accelerator = Accelerator(mixed_precision=config.model.autocast)
     torch.manual_seed(config.seed)  # adapters start from random numbers
     policy = load_policy(config.model, accelerator.device)
@@ -123,6 +138,8 @@ class Trainer:
         """All steps from the checkpoint (or from the start) to the end."""
         start = self._resume() if resume else 0
         metrics: dict[str, Any] = (self.run.read("metrics") or [{}])[-1]
+        if start:
+            self._evaluate_if_due(start)  # a run that was stopped between a checkpoint and its evaluation
         with self._progress() as bar:
             task = bar.add_task("training", total=self.steps, completed=start, reward="", selection="")
             for step in range(start + 1, self.steps + 1):
@@ -136,10 +153,9 @@ class Trainer:
                     "timings",
                     {"step": step, "rollout_s": rolled - began, "update_s": time.monotonic() - rolled},
                 )
-                if self.config.log.eval_every and step % self.config.log.eval_every == 0:
-                    self.run.write("evals", {"step": step, **self.evaluate()})
                 if step % self.config.log.save_every == 0 or step == self.steps:
                     self._save(step)
+                self._evaluate_if_due(step)
                 bar.update(task, completed=step, **_bar_fields(metrics))
                 if on_step:
                     on_step(metrics)
@@ -237,8 +253,11 @@ class Trainer:
                 pairs = [self.pairs[self.pair_at[i]] for i in taken]
             rng = random.Random(f"{self.config.seed}:orders:{step}:{number}")
             collected.append(self.update(Update(chunk, pairs, rng)))
-        names = {name for metrics in collected for name in metrics}
-        return {name: sum(m.get(name, 0.0) for m in collected) / len(collected) for name in sorted(names)}
+        per_name: dict[str, list[float]] = defaultdict(list)
+        for metrics in collected:
+            for name, value in metrics.items():
+                per_name[name].append(value)
+        return {name: sum(values) / len(values) for name, values in sorted(per_name.items())}
 
     def update(self, update: Update) -> dict[str, float]:
         """One optimizer update; a loss or gradient that is not finite leaves the weights as they are."""
@@ -288,15 +307,27 @@ class Trainer:
     # ------------------------------------------------------------ reference model
 
     def _reference(self) -> Policy:
-        if self.config.model.tuning == "lora":
-            return self.policy
-        return load_policy(self.config.model, self.accelerator.device, trainable=False)
+        """The starting model. LoRA needs no second one: its adapter is switched off, or back to the one it started from."""
+        model = self.config.model
+        if model.tuning == "full":
+            return load_policy(model, self.accelerator.device, trainable=False)
+        if model.adapter:
+            self.policy.model.load_adapter(model.adapter, "reference", is_trainable=False)
+        return self.policy
 
-    def _as_reference(self) -> Any:
-        """LoRA: the same model with its adapter switched off."""
-        from contextlib import nullcontext
-
-        return self.policy.model.disable_adapter() if self.config.model.tuning == "lora" else nullcontext()
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        if self.config.model.tuning == "full":
+            yield
+        elif self.config.model.adapter:
+            self.policy.model.set_adapter("reference", inference_mode=True)
+            try:
+                yield
+            finally:
+                self.policy.model.set_adapter("default")
+        else:
+            with self.policy.model.disable_adapter():
+                yield
 
     @torch.no_grad()
     def _fill_logps(self, groups: Sequence[Group], policy: Policy, name: str) -> None:
@@ -309,19 +340,27 @@ class Trainer:
 
     # ------------------------------------------------------------ evaluation, samples, checkpoints
 
+    def _evaluate_if_due(self, step: int) -> None:
+        every = self.config.log.eval_every
+        if every and step % every == 0 and step not in [done["step"] for done in self.run.read("evals")]:
+            self.run.write("evals", {"step": step, **self.evaluate()})
+
     def evaluate(self) -> dict[str, Any]:
-        """Held-out accuracy, by the same code that `probe` runs."""
+        """Held-out accuracy, by the same code that `probe` runs, in the precision of training."""
         from vlm_contextrl.intervals import bootstrap
 
         data, out = self.config.data, {}
-        if data.eval_pairs:
-            measured = probe(self.policy, read_pairs(data.eval_pairs))
-            out = {k: measured[k] for k in ("selection_accuracy", "order_consistent_accuracy", "mean_margin")}
-        if data.eval_questions:
-            limit = self.config.rollout.max_new_tokens
-            rows = read_questions(data.eval_questions)
-            answered = answer_questions(self.policy, rows, style=data.prompt_style, max_new_tokens=limit)
-            out["vqa_accuracy"] = bootstrap([float(a.correct) for a in answered])
+        with self.accelerator.autocast():
+            if data.eval_pairs:
+                measured = probe(self.policy, read_pairs(data.eval_pairs))
+                out = {
+                    k: measured[k] for k in ("selection_accuracy", "order_consistent_accuracy", "mean_margin")
+                }
+            if data.eval_questions:
+                limit = self.config.rollout.max_new_tokens
+                rows = read_questions(data.eval_questions)
+                answered = answer_questions(self.policy, rows, style=data.prompt_style, max_new_tokens=limit)
+                out["vqa_accuracy"] = bootstrap([float(a.correct) for a in answered])
         return out
 
     def _write_samples(self, step: int, groups: Sequence[Group]) -> None:
@@ -334,6 +373,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         state = {
             "step": step,
+            "data": self._data_hashes(),
             "questions": self.question_stream.position,
             "pairs": self.pair_stream.position,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -341,12 +381,23 @@ class Trainer:
         folder = self.run.path / "checkpoints"
         save_checkpoint(folder, self.policy, self.optimizer, state, self.config.log.keep_checkpoints)
 
+    def _data_hashes(self) -> dict[str, str]:
+        data = self.config.data
+        folders = {"questions": data.questions, "pairs": data.pairs}
+        return {name: content_hash(folder) for name, folder in folders.items() if folder}
+
     def _resume(self) -> int:
         place = latest_checkpoint(self.run.path / "checkpoints")
         if place is None:
             self.run.truncate(0)
             return 0
         state = load_checkpoint(place, self.policy, self.optimizer)
+        if changed := [
+            name for name, found in self._data_hashes().items() if state["data"].get(name) != found
+        ]:
+            raise InputError(
+                f"{self.run.path}: resumed on other data, data.{changed[0]} was changed since {place.name}; restore it or start anew"
+            )
         self.question_stream.position, self.pair_stream.position = state["questions"], state["pairs"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.run.truncate(state["step"])

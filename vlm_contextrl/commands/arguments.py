@@ -15,7 +15,11 @@ def _output_file(path: Path | None) -> Path | None:
     """Hours of work must not end at a folder that is not there."""
     if path is None:
         return None
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise InputError(f"{path}: no usable name ({error.strerror}); name another file") from error
+    if is_folder:
         raise InputError(f"{path}: is a folder, expected the name of a file to write")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")

@@ -53,10 +53,16 @@ def probe(
 
     Every pair is shown in both orders and scored by the logits of A and B. A GPU is used when there is one.
     """
+    from vlm_contextrl.foreign_rows import report_rejects
     from vlm_contextrl.storage import read_pairs, read_questions
 
-    pair_rows = _first(read_pairs(pairs), limit)
-    question_rows = _first(read_questions(questions), limit) if questions else None
+    all_pairs = read_pairs(pairs)
+    all_questions = read_questions(questions) if questions else None
+    rejects = {"pairs": report_rejects(all_pairs, pairs)}
+    if questions and all_questions is not None:
+        rejects["questions"] = report_rejects(all_questions, questions)
+    pair_rows = _first(all_pairs, limit)
+    question_rows = None if all_questions is None else _first(all_questions, limit)
     policy, device, dtype = _load(model, adapter)
 
     from vlm_contextrl.intervals import bootstrap
@@ -71,6 +77,7 @@ def probe(
         "pairs": str(pairs),
         "device": device,
         "dtype": dtype,
+        "rejects": rejects,
         **{name: found[name] for name in MEASURES},
     }
     if question_rows is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from vlm_contextrl.errors import InputError
 
 
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
@@ -24,13 +27,20 @@ def write_jsonl(path: Path | None, records: Iterable[Mapping[str, Any]]) -> None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the final place, then rename."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
+    """Write beside the final place, then rename; into a pipe or device as it is. Raises InputError when it cannot be written."""
+    path = path.resolve()
+    unfinished = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.unfinished")
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def show_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

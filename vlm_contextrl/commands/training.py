@@ -1,15 +1,16 @@
-"""`train`, `demo` and `tinyvl build`: commands that make a model."""
+"""`train`, `merge`, `demo` and `tinyvl build`: commands that make a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import ConfigFile, NewFolder, Overrides, run_config
 from vlm_contextrl.commands.results import show_summary
+from vlm_contextrl.errors import InputError
 
 tinyvl_app = typer.Typer(help="The embedded model.", no_args_is_help=True)
 
@@ -42,6 +43,29 @@ def train(
     )  # seconds of torch, after the settings are known to be valid
 
     show_summary({"run": run_dir, **run(settings, run_dir, resume=resume)})
+
+
+def merge(
+    model: Annotated[str, typer.Option(metavar="M", help="tinyvl, a local model folder or a hub id.")],
+    adapter: Annotated[Path, typer.Option(metavar="DIR", help="Adapter folder, e.g. runs/NAME/final.")],
+    out: NewFolder,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Precision of the weights that are written.")
+    ] = "bfloat16",
+) -> None:
+    """Write a model with its adapter merged, as an ordinary model folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not empty; name another folder with --out")
+    import torch
+
+    from vlm_contextrl.checkpoints import export
+    from vlm_contextrl.config import ModelSettings
+    from vlm_contextrl.models import load_policy, merge_adapter
+
+    policy = load_policy(ModelSettings(path=model, adapter=str(adapter)), trainable=False)
+    merge_adapter(policy, getattr(torch, dtype))
+    export(policy, out)
+    show_summary({"out": out})
 
 
 def demo(
