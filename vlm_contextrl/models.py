@@ -122,7 +122,7 @@ def _quantization(settings: ModelSettings) -> Any:
 
 def quantized_modules(model: torch.nn.Module) -> list[str]:
     """Names of the linear layers whose weights are stored in 4 bits."""
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     return [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
 

@@ -26,7 +26,7 @@ def orthogonalise(matrices_NRC: Tensor) -> Tensor:
     """Matrices [N, R, C] with all singular values near one, directions kept."""
     a, b, c = COEFFICIENTS
     tall = matrices_NRC.shape[1] > matrices_NRC.shape[2]
-    x = matrices_NRC.mT if tall else matrices_NRC
+    x: Tensor = matrices_NRC.mT if tall else matrices_NRC
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT

@@ -85,7 +85,7 @@ def pretrain(config: TinyVLConfig, out: Path) -> None:
             continue
         stage(policy, config, log)
         if log.is_writer:
-            save_model(model, done.with_suffix(".part"))
+            save_model(model, str(done.with_suffix(".part")))
             done.with_suffix(".part").rename(done)
     log.save()
 
