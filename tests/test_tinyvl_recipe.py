@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -189,3 +190,30 @@ def test_build_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         run(SMALL, tmp_path / "other")
     policy = load_policy(ModelSettings(path=str(tmp_path / "m")))
     assert sum(p.numel() for p in policy.parameters()) == result["parameters"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_stage_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the third of four language steps, after a save at the second: the same weights as an unbroken build."""
+    monkeypatch.setattr(card, "N_PAIRS", 10)
+    config = SMALL.model_copy(update={"steps": 4, "save_every": 2})
+    run(config, tmp_path / "whole")
+
+    clip = torch.nn.utils.clip_grad_norm_
+    calls = 0
+
+    def stopped(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == config.vision_steps + 3:
+            raise KeyboardInterrupt
+        return clip(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "parts")
+    run(config, tmp_path / "parts")
+    assert calls == config.vision_steps + 3 + 2
+    whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+    assert not list((tmp_path / "parts/stages").glob("*.partial.pt"))

@@ -47,7 +47,8 @@ ROWS_PER_FORWARD = 8  # more do not fit a core's cache: 1.4 times the time per r
 def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
     """Build tokenizer and model, pretrain in two stages, save; returns what the card reports.
 
-    A stage that is complete in `out/stages` is not run again. Raises InputError when `out` holds something else.
+    A stage that is complete in `out/stages` is not run again, an interrupted one goes on from its last save. Raises InputError when
+    `out` holds something else.
     """
     settings = out / "stages" / "settings.json"
     if settings.is_file():
@@ -87,6 +88,8 @@ def pretrain(config: TinyVLConfig, out: Path) -> None:
         if log.is_writer:
             save_model(model, str(done.with_suffix(".part")))
             done.with_suffix(".part").rename(done)
+            for partial_save in done.parent.glob("*.partial.pt"):
+                partial_save.unlink()
     log.save()
 
 
@@ -144,14 +147,16 @@ def optimise(
     make_shares: Callable[[int], Shares],
     log: StageLog,
 ) -> None:
-    """Warm up, anneal, step: the loop of every stage."""
+    """Warm up, anneal, step: the loop of every stage. Goes on from the stage's last save, to the same weights as an unbroken run."""
     opts = optimizers(model, config)
     parameters = list(model.parameters())
+    place = log.out / "stages" / f"{stage}.partial.pt"
+    start = resume(place, model, opts)
     log.began = time.monotonic()
     recent: list[float] = []
     with log.bar() as bar:
-        task = bar.add_task(stage, total=steps)
-        for step in range(steps):
+        task = bar.add_task(stage, total=steps, completed=start)
+        for step in range(start, steps):
             for opt in opts:
                 opt.zero_grad(set_to_none=True)
                 for group in opt.param_groups:
@@ -170,8 +175,26 @@ def optimise(
                 mean = sum(recent) / len(recent)
                 log.write(stage, step + 1, mean)
                 bar.update(task, completed=step + 1, description=f"{stage}  loss {mean:.3f}")
-            if (step + 1) % config.save_every == 0:
+            if (step + 1) % config.save_every == 0 and log.is_writer:
+                state = {
+                    "step": step + 1,
+                    "model": model.state_dict(),
+                    "optimizers": [o.state_dict() for o in opts],
+                }
+                torch.save(state, place.with_suffix(".unfinished"))
+                place.with_suffix(".unfinished").rename(place)
                 log.save()
+
+
+def resume(place: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> int:
+    """Load the save of an interrupted stage; returns its step, 0 without one."""
+    if not place.is_file():
+        return 0
+    state = torch.load(place, weights_only=True)
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["optimizers"], strict=True):
+        opt.load_state_dict(saved)
+    return int(state["step"])
 
 
 def vision_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
