@@ -79,11 +79,8 @@ def draft_folder_row(value: Mapping[str, Any], row_id: str, where: str, licence:
     fields["answer"] = _text(value, where, "answer")
     if "confounder_file_name" not in value and "confounder_text" not in value:
         names = _image_names(value, where, "image_file_names", "file_name")
-        if (
-            odd := [key for key in value if "file_name" in key or key in ("image", "images")]
-            if not names
-            else []
-        ):
+        odd = [key for key in value if "file_name" in key or key in ("image", "images")]
+        if odd and not names:
             raise DataError(
                 f"{where}: no image, but {', '.join(odd)}; expected file_name or image_file_names"
             )
