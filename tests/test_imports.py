@@ -49,7 +49,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "rollout",
         "runlog",
     ),
-    ("probe", "prompt_lengths", "reference", "terms", "trainer", "vqa"),
+    (
+        "evaluation",
+        "probe",
+        "prompt_lengths",
+        "reference",
+        "reference_model",
+        "terms",
+        "trainer",
+        "vqa",
+    ),
     ("__main__", "cli", "commands", "demo", "demo_report", "doctor"),
 )
 ENTRY_POINTS = LAYERS[4]

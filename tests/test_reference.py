@@ -30,6 +30,7 @@ from tests.tiny_models import (
     worst_difference,
 )
 from vlm_contextrl import reference
+from vlm_contextrl.evaluation import HeldOut
 from vlm_contextrl.pairs import ContrastivePair
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.runlog import RunDirectory
@@ -50,7 +51,7 @@ def by_trainer(
     policy: Policy, config: Any, folder: Path, pairs: list[ContrastivePair], dtype: torch.dtype
 ) -> tuple[float, dict[str, Tensor]]:
     run = RunDirectory(folder, config, resume=False)
-    trainer = Trainer(config, run, Accelerator(), policy, [], [0], pairs, [0])
+    trainer = Trainer(config, run, Accelerator(), policy, [], [0], pairs, [0], HeldOut(config.data))
     metrics = trainer.backward(Update(given_groups(policy, dtype), pairs, random.Random(3)))
     return metrics["loss"], gradients(policy)
 

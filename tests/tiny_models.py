@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_contextrl.config import ModelSettings, RunConfig
+from vlm_contextrl.evaluation import HeldOut
 from vlm_contextrl.models import load_policy
 from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
@@ -247,7 +248,7 @@ def trainer_of(config: RunConfig, folder: Path, policy: Policy | None = None) ->
     questions, pairs = read_questions(config.data.questions), read_pairs(config.data.pairs)
     at = list(range(len(questions))), list(range(len(pairs)))
     policy = policy or load_policy(config.model)
-    return Trainer(config, run, Accelerator(), policy, questions, at[0], pairs, at[1])
+    return Trainer(config, run, Accelerator(), policy, questions, at[0], pairs, at[1], HeldOut(config.data))
 
 
 def records(run: Path, stream: str) -> list[dict[str, Any]]:

@@ -13,8 +13,7 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,15 @@ from accelerate import Accelerator
 from vlm_contextrl.checkpoints import export, latest_checkpoint, load_checkpoint, save_checkpoint
 from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm
 from vlm_contextrl.errors import ContextRLError, InputError
-from vlm_contextrl.foreign_rows import report_rejects
+from vlm_contextrl.evaluation import HeldOut
 from vlm_contextrl.models import load_policy
 from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.objectives.policy import VARIANTS
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.probe import probe
 from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.prompt_lengths import Overlong, pair_length, question_length
+from vlm_contextrl.reference_model import ReferenceModel
 from vlm_contextrl.rewards import combined_rewards, load_reward
 from vlm_contextrl.rollout import Completion, sample
 from vlm_contextrl.runlog import RunDirectory, check_run_folder
@@ -47,7 +46,7 @@ from vlm_contextrl.terms import (
     completion_logps,
     under_budget,
 )
-from vlm_contextrl.vqa import answer_questions, question_prompt
+from vlm_contextrl.vqa import question_prompt
 
 
 class NonFiniteUpdatesError(ContextRLError, RuntimeError):
@@ -73,9 +72,7 @@ def train(
                 load_reward(name, config.data.prompt_style)
     questions = read_questions(config.data.questions)
     pairs = read_pairs(config.data.pairs) if config.data.pairs else []
-    for read, folder in ((read_questions, config.data.eval_questions), (read_pairs, config.data.eval_pairs)):
-        if folder:
-            report_rejects(read(folder), folder)  # a missing or broken one is an error now, not hours later
+    held_out = HeldOut(config.data)
     accelerator = Accelerator(mixed_precision=config.model.autocast)
     torch.manual_seed(config.seed)  # adapters start from random numbers
     policy = load_policy(config.model, accelerator.device)
@@ -84,9 +81,8 @@ def train(
     pair_at = rejects.usable(policy, pairs, "pairs", pair_length) if pairs else []
     run = RunDirectory(run_dir, config, resume=resume)
     rejects.write(run)
-    return Trainer(config, run, accelerator, policy, questions, question_at, pairs, pair_at).fit(
-        resume, on_step
-    )
+    trainer = Trainer(config, run, accelerator, policy, questions, question_at, pairs, pair_at, held_out)
+    return trainer.fit(resume, on_step)
 
 
 class Trainer:
@@ -102,10 +98,14 @@ class Trainer:
         question_at: list[int],
         pairs: Sequence[ContrastivePair],
         pair_at: list[int],
+        held_out: HeldOut,
     ) -> None:
         self.config, self.run, self.accelerator, self.policy = config, run, accelerator, policy
         self.questions, self.question_at = questions, question_at
         self.pairs, self.pair_at = pairs, pair_at
+        self.held_out = held_out
+        folders = {"questions": config.data.questions, "pairs": config.data.pairs}
+        self.data_hashes = {name: content_hash(folder) for name, folder in folders.items() if folder}
         self.question_stream = ShuffledStream(len(question_at), config.seed, "questions")
         self.pair_stream = ShuffledStream(max(1, len(pair_at)), config.seed, "pairs")
         self.steps = config.steps or math.ceil(
@@ -129,7 +129,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.trainable, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
         )
-        self.reference = self._reference() if self.policy_term.kl_coef > 0 else None
+        needs_reference = self.policy_term.kl_coef > 0
+        self.reference = ReferenceModel(config.model, policy, accelerator.device) if needs_reference else None
         self.skipped_in_a_row = 0
 
     # ------------------------------------------------------------ the loop
@@ -242,8 +243,8 @@ class Trainer:
         if len(chunks) > 1:
             self._fill_logps(groups, self.policy, "old_logps")
         if self.reference is not None:
-            with self._as_reference():
-                self._fill_logps(groups, self.reference, "ref_logps")
+            with self.reference.active() as reference:
+                self._fill_logps(groups, reference, "ref_logps")
         self._set_learning_rate(step)
         collected: list[dict[str, float]] = []
         for number, chunk in enumerate(chunks):
@@ -304,31 +305,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = optim.learning_rate * factor
 
-    # ------------------------------------------------------------ reference model
-
-    def _reference(self) -> Policy:
-        """The starting model. LoRA needs no second one: its adapter is switched off, or back to the one it started from."""
-        model = self.config.model
-        if model.tuning == "full":
-            return load_policy(model, self.accelerator.device, trainable=False)
-        if model.adapter:
-            self.policy.model.load_adapter(model.adapter, "reference", is_trainable=False)
-        return self.policy
-
-    @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        if self.config.model.tuning == "full":
-            yield
-        elif self.config.model.adapter:
-            self.policy.model.set_adapter("reference", inference_mode=True)
-            try:
-                yield
-            finally:
-                self.policy.model.set_adapter("default")
-        else:
-            with self.policy.model.disable_adapter():
-                yield
-
     @torch.no_grad()
     def _fill_logps(self, groups: Sequence[Group], policy: Policy, name: str) -> None:
         budget = self.config.optim.tokens_per_micro_batch
@@ -343,25 +319,9 @@ class Trainer:
     def _evaluate_if_due(self, step: int) -> None:
         every = self.config.log.eval_every
         if every and step % every == 0 and step not in [done["step"] for done in self.run.read("evals")]:
-            self.run.write("evals", {"step": step, **self.evaluate()})
-
-    def evaluate(self) -> dict[str, Any]:
-        """Held-out accuracy, by the same code that `probe` runs, in the precision of training."""
-        from vlm_contextrl.intervals import bootstrap
-
-        data, out = self.config.data, {}
-        with self.accelerator.autocast():
-            if data.eval_pairs:
-                measured = probe(self.policy, read_pairs(data.eval_pairs))
-                out = {
-                    k: measured[k] for k in ("selection_accuracy", "order_consistent_accuracy", "mean_margin")
-                }
-            if data.eval_questions:
-                limit = self.config.rollout.max_new_tokens
-                rows = read_questions(data.eval_questions)
-                answered = answer_questions(self.policy, rows, style=data.prompt_style, max_new_tokens=limit)
-                out["vqa_accuracy"] = bootstrap([float(a.correct) for a in answered])
-        return out
+            with self.accelerator.autocast():  # the precision of training
+                measured = self.held_out.measure(self.policy, self.config.rollout.max_new_tokens)
+            self.run.write("evals", {"step": step, **measured})
 
     def _write_samples(self, step: int, groups: Sequence[Group]) -> None:
         for g in groups[: self.config.log.samples_per_step]:
@@ -373,7 +333,7 @@ class Trainer:
     def _save(self, step: int) -> None:
         state = {
             "step": step,
-            "data": self._data_hashes(),
+            "data": self.data_hashes,
             "questions": self.question_stream.position,
             "pairs": self.pair_stream.position,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -381,20 +341,13 @@ class Trainer:
         folder = self.run.path / "checkpoints"
         save_checkpoint(folder, self.policy, self.optimizer, state, self.config.log.keep_checkpoints)
 
-    def _data_hashes(self) -> dict[str, str]:
-        data = self.config.data
-        folders = {"questions": data.questions, "pairs": data.pairs}
-        return {name: content_hash(folder) for name, folder in folders.items() if folder}
-
     def _resume(self) -> int:
         place = latest_checkpoint(self.run.path / "checkpoints")
         if place is None:
             self.run.truncate(0)
             return 0
         state = load_checkpoint(place, self.policy, self.optimizer)
-        if changed := [
-            name for name, found in self._data_hashes().items() if state["data"].get(name) != found
-        ]:
+        if changed := [name for name, found in self.data_hashes.items() if state["data"].get(name) != found]:
             raise InputError(
                 f"{self.run.path}: resumed on other data, data.{changed[0]} was changed since {place.name}; restore it or start anew"
             )
