@@ -92,7 +92,7 @@ class DataSettings(Record):
     pairs: Path | None = Field(None, description="dataset folder of contrastive pairs")
     eval_questions: Path | None = Field(None, description="held-out questions for evaluation while training")
     eval_pairs: Path | None = Field(None, description="held-out pairs for the probe while training")
-    prompt_style: Literal["direct", "reasoning"] = Field(
+    prompt_style: Literal["direct", "reasoning", "plain"] = Field(
         "reasoning", description="how the answer is asked for (prompts.py)"
     )
     max_prompt_tokens: int = Field(16384, ge=1, description="longest prompt; a prompt is never truncated")
@@ -305,21 +305,23 @@ def _explain(record: type[BaseModel], error: ValidationError) -> str:
 
 
 def _fields_at(record: Any, loc: Sequence[int | str]) -> set[str]:
-    """Field names of the record that a location leads to."""
+    """Field names of the record that a location leads to; among the terms of the loss the name of one decides."""
     for part in loc:
-        if isinstance(part, int):
-            continue
-        if isinstance(record, type) and issubclass(record, BaseModel) and part in record.model_fields:
-            record = record.model_fields[part].annotation
-        while not (isinstance(record, type) and issubclass(record, BaseModel)) and get_args(record):
-            args = [a for a in get_args(record) if a is not type(None) and not isinstance(a, type(Field()))]
-            tagged = [
-                a
-                for a in args
-                if hasattr(a, "model_fields")
-                and part in get_args(a.model_fields.get("term", Field()).annotation)
-            ]
-            record = (tagged or args)[0]
-            if len(args) > 1 and not tagged:
-                return {name for a in args if hasattr(a, "model_fields") for name in a.model_fields}
-    return set(record.model_fields) if isinstance(record, type) and issubclass(record, BaseModel) else set()
+        found = _records(record)
+        named = [
+            r
+            for r in found
+            if "term" in r.model_fields and part in get_args(r.model_fields["term"].annotation)
+        ]
+        if named:
+            record = named[0]
+        elif isinstance(part, str):
+            record = next((r.model_fields[part].annotation for r in found if part in r.model_fields), None)
+    return {name for found_record in _records(record) for name in found_record.model_fields}
+
+
+def _records(annotation: Any) -> list[type[BaseModel]]:
+    """The records inside a type such as `list[A | B] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [record for argument in get_args(annotation) for record in _records(argument)]

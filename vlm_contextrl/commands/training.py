@@ -10,7 +10,6 @@ import typer
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import ConfigFile, NewFolder, Overrides, run_config
 from vlm_contextrl.commands.results import show_summary
-from vlm_contextrl.errors import InputError
 
 tinyvl_app = typer.Typer(help="The embedded model.", no_args_is_help=True)
 
@@ -54,17 +53,17 @@ def merge(
     ] = "bfloat16",
 ) -> None:
     """Write a model with its adapter merged, as an ordinary model folder."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not empty; name another folder with --out")
     import torch
 
     from vlm_contextrl.checkpoints import export
     from vlm_contextrl.config import ModelSettings
     from vlm_contextrl.models import load_policy, merge_adapter
+    from vlm_contextrl.storage import new_folder
 
-    policy = load_policy(ModelSettings(path=model, adapter=str(adapter)), trainable=False)
-    merge_adapter(policy, getattr(torch, dtype))
-    export(policy, out)
+    with new_folder(out) as folder:
+        policy = load_policy(ModelSettings(path=model, adapter=str(adapter)), trainable=False)
+        merge_adapter(policy, getattr(torch, dtype))
+        export(policy, folder)
     show_summary({"out": out})
 
 
