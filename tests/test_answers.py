@@ -276,6 +276,9 @@ def test_a_row_whose_answer_is_no_option_is_an_error_not_a_zero() -> None:
         ("\\boxed{A} or \\boxed{B}", "reasoning", False),
         ("<think>\\boxed{B}", "reasoning", False),
         ("<think>\\boxed{B}</think> B", "reasoning", False),
+        ("red 3, blue 5. Answer: blue", "plain", True),
+        ("<think>red 3", "plain", False),
+        ("", "plain", False),
     ],
 )
 def test_has_format(completion: str, style: str, good: bool) -> None:

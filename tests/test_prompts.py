@@ -50,6 +50,11 @@ def test_vqa_direct_snapshot() -> None:
     ]
 
 
+def test_vqa_plain_snapshot() -> None:
+    (message,) = vqa_messages("What colour is the circle?", style="plain")
+    assert message["content"][1:] == [{"type": "text", "text": "What colour is the circle?"}]
+
+
 def test_vqa_reasoning_with_options_snapshot() -> None:
     assert vqa_messages(
         "Which shape is larger?", n_images=2, options=("square", "circle"), style="reasoning"

@@ -110,11 +110,13 @@ def has_format(completion: str, style: Style) -> bool:
     """Whether the completion has the asked form, right or wrong.
 
     direct: one line of at most 12 words. reasoning: an answer in \\boxed{} or <answer>, not empty, not
-    several joined ones. In both, a ``<think>`` must be closed.
+    several joined ones. plain: any text. In all of them a ``<think>`` must be closed.
     """
     text = _visible(completion)
     if text is None:
         return False
+    if style == "plain":
+        return bool(text)
     return _short(text) if style == "direct" else bool(_marked(text))
 
 

@@ -23,12 +23,13 @@ from vlm_contextrl.errors import ConfigError, DataError
 from vlm_contextrl.pairs import CONTROL_TOKEN
 
 Message = dict[str, Any]
-Style = Literal["direct", "reasoning"]
+Style = Literal["direct", "reasoning", "plain"]
 ContextKind = Literal["image", "text"]
 
 INSTRUCTIONS: dict[Style, str] = {
     "direct": "\nAnswer directly.",
     "reasoning": "\nThink step by step, then give the final answer in \\boxed{}.",
+    "plain": "",  # whether to think first is left to the model
 }
 
 # Text contexts (agent trajectories) are long, so the assistant turn is opened for the model; images are

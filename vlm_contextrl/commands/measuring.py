@@ -43,7 +43,7 @@ def probe(
     ] = None,
     batch_pairs: Annotated[int, typer.Option(min=1, metavar="N", help="Pairs per forward.")] = 16,
     style: Annotated[
-        Literal["direct", "reasoning"], typer.Option(help="How the questions ask for their answer.")
+        Literal["direct", "reasoning", "plain"], typer.Option(help="How the questions ask for their answer.")
     ] = "direct",
     max_new_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Longest answer to a question.")
