@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from vlm_contextrl.config import ModelSettings
 from vlm_contextrl.data_recipes.tinyvl import TinyVLConfig, card, processes
+from vlm_contextrl.data_recipes.tinyvl.instructions import InstructionRows
 from vlm_contextrl.data_recipes.tinyvl.lookups import lookups, phrases_of
 from vlm_contextrl.data_recipes.tinyvl.muon import COEFFICIENTS, Muon, orthogonalise
 from vlm_contextrl.data_recipes.tinyvl.pretraining import read_processor, run
@@ -25,7 +28,7 @@ from vlm_contextrl.processing import Processor
 SMALL = TinyVLConfig(
     size_px=56, vocab_size=600, hidden=64, layers=1, intermediate=64, vision_hidden=32, vision_layers=1,
     vision_intermediate=32, vision_steps=2, images_per_step=4, word_scenes=60, lookups_per_image=3, steps=3,
-    rows_per_step=2, reading_steps=1, questions_per_scene=2, warmup_steps=1, processes=1,
+    rows_per_step=2, reading_steps=1, instruction_steps=2, questions_per_scene=2, warmup_steps=1, processes=1,
 )  # fmt: skip
 SCENE = "a bar chart: red 4, blue 9, pink background."
 
@@ -164,23 +167,61 @@ def test_rows_ask_what_the_pictures_show(processor: Processor) -> None:
     assert kinds == {1, 2}
 
 
+def test_instruction_rows_tell_the_truth(processor: Processor) -> None:
+    """Recomputed from the texts alone. One picture: a check says yes exactly where the claim is the answer given just before (a letter,
+    or now and then the text of an option). Two pictures: a claim that is right for one of them is wrong for the other,
+    and what is found in both, one or none of the pictures comes in all four forms. A selection prompt is never seen."""
+    rows = InstructionRows(SMALL.model_copy(update={"questions_per_scene": 3}), processor)
+    decode = processor.tokenizer.decode
+    verdicts, found, forms = Counter[str](), Counter[str](), Counter[tuple[bool, str]]()
+    for index in range(200):
+        row = rows.row(index)
+        told = [(decode(c.ids[: c.n_given]), decode(c.ids[c.n_given : -1])) for c in row.continuations]
+        assert not any("supports" in text for text, _ in told)
+        checks = {}
+        for (question_before, before), (text, answer) in pairwise(told):
+            if "Is this answer right?" not in text:
+                continue
+            verdicts[answer] += 1
+            asked, claimed = text.split("\nIs this")[0].rsplit("\nAnswer: ", 1)
+            if len(row.prompt.images) == 1:
+                assert answer == ("yes" if before in claimed.split(". ") else "no")
+                if "\nB. " in asked:
+                    form = "letter" if before in tuple("ABCD") else "text"
+                    forms["direct" in question_before, form] += 1
+            else:
+                where, _, question = asked.partition(": Question: ")
+                checks[where[-1], f"{question} {claimed}"] = answer
+        if len(row.prompt.images) == 2:
+            assert row.prompt.images[0].key != row.prompt.images[1].key
+            claims = {claimed for _, claimed in checks}
+            flipped = [c for c in claims if {checks.get(("A", c)), checks.get(("B", c))} == {"yes", "no"}]
+            assert len(flipped) >= 2
+            found.update(answer for text, answer in told if text.startswith("\nLook up "))
+    assert set(found) == {"1", "2", "both", "none"}
+    assert found["1"] + found["2"] > found["both"] + found["none"]
+    assert 0.35 < verdicts["yes"] / verdicts.total() < 0.65
+    assert forms[True, "letter"] > 0 == forms[True, "text"]
+    assert forms[False, "letter"] > forms[False, "text"] > 0
+
+
 @pytest.mark.slow
 def test_build_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build that lost its last stage repeats that one only, to the same weights; other settings are refused."""
     monkeypatch.setattr(card, "N_PAIRS", 10)
     result = run(SMALL, tmp_path / "m")
-    assert set(result["stages"]) == {"vision", "language"}
+    assert set(result["stages"]) == {"vision", "language", "instruction"}
     assert "| language | 3 |" in (tmp_path / "m/README.md").read_text()
     weights = (tmp_path / "m/model.safetensors").read_bytes()
     stages = sorted(path.name for path in (tmp_path / "m/stages").glob("*.safetensors"))
-    assert stages == ["language_stage.safetensors", "vision_stage.safetensors"]
+    assert stages == [f"{name}_stage.safetensors" for name in ("instruction", "language", "vision")]
 
-    (tmp_path / "m/stages/language_stage.safetensors").unlink()
+    (tmp_path / "m/stages/instruction_stage.safetensors").unlink()
     (tmp_path / "m/model.safetensors").unlink()
     run(SMALL, tmp_path / "m")
     assert (tmp_path / "m/model.safetensors").read_bytes() == weights
     log = [json.loads(line)["stage"] for line in (tmp_path / "m/pretraining.jsonl").read_text().splitlines()]
-    assert log == ["vision", "language", "language"]
+    assert log == ["vision", "language", "instruction", "instruction"]
 
     with pytest.raises(InputError, match="other settings"):
         run(SMALL.model_copy(update={"seed": 1}), tmp_path / "m")

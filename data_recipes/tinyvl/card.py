@@ -24,20 +24,21 @@ N_PAIRS = 600
 
 
 def measure(folder: Path, size_px: int) -> dict[str, Any]:
-    """Accuracy on both questions of fresh pairs, per domain and overall, and the selection probe on the same pairs."""
+    """Accuracy on both questions of fresh pairs: overall, per domain, with and without options; and the selection probe."""
     policy = load_policy(ModelSettings(path=str(folder)), trainable=False)
     config = RenderConfig(count=N_PAIRS, seed=CARD_SEED, size_px=size_px)
     pairs = [make_pair(config, index) for index in range(N_PAIRS)]
     rows = [row for pair in pairs for row in pair.questions()]
     answered = answer_questions(policy, rows, style="direct", max_new_tokens=8)
-    by_domain: dict[str, list[float]] = defaultdict(list)
+    groups: dict[str, list[float]] = defaultdict(list)
     for answer in answered:
-        by_domain[answer.domain].append(float(answer.correct))
+        groups[answer.domain].append(float(answer.correct))
+        groups["multiple choice" if answer.has_options else "open"].append(float(answer.correct))
     selection = probe(policy, pairs)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
         "vqa_accuracy": bootstrap([float(a.correct) for a in answered]),
-        "by_domain": {name: bootstrap(values) for name, values in sorted(by_domain.items())},
+        "vqa_accuracy_of": {name: bootstrap(values) for name, values in sorted(groups.items())},
         "selection_accuracy": selection["selection_accuracy"],
         "order_consistent_accuracy": selection["order_consistent_accuracy"],
     }
@@ -50,8 +51,8 @@ def write_card(folder: Path, config: TinyVLConfig, result: dict[str, Any], measu
         for name, stage in result["stages"].items()
     )
     settings = "\n".join(f"    {key}={value}" for key, value in config.model_dump().items())
-    rows = [("questions, all domains", measured["vqa_accuracy"])]
-    rows += [(f"questions, {name}", value) for name, value in measured["by_domain"].items()]
+    rows = [("questions, all", measured["vqa_accuracy"])]
+    rows += [(f"questions, {name}", value) for name, value in measured["vqa_accuracy_of"].items()]
     rows += [("selection", measured["selection_accuracy"])]
     rows += [("selection, right in both option orders", measured["order_consistent_accuracy"])]
     accuracies = "\n".join(

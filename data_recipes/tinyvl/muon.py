@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads
         """One update of every matrix that has a gradient. Processes share the work: each orthogonalises some shapes for all."""
         todo: list[tuple[list[Tensor], Tensor, dict[str, Any]]] = []
         for group in self.param_groups:

@@ -1,12 +1,13 @@
 """TinyVL: the embedded model, trained from scratch on rendered scenes.
 
 A Qwen2.5-VL architecture of a few million parameters with its own tokenizer, Qwen's special tokens and chat format, saved in the ordinary
-Hugging Face layout. It is pretrained with dense supervision: every image carries one description of all its facts and several
-questions, packed behind one copy of the image (packing.py). Plain questions alone leave a model of this size at chance for hours.
+Hugging Face layout. Three stages: the vision tower alone looks facts up (vision_stage.py); everything together learns to read with dense
+supervision, every image with one description of all its facts and several questions, packed behind one copy of the image (rows.py,
+packing.py); then it learns what can be asked about what it reads, of one image or two (instructions.py). Plain questions alone leave a
+model of this size at chance for hours.
 
-A share of the rows shows two images and asks about either; another suffix asks whether an answer is right. The model never sees a
-selection prompt, so it selects near 0.5 while the skills that selection needs are there. That is the state of the large models in
-arXiv 2606.17053, and it is what ContextRL is for.
+The model never sees a selection prompt, so it selects near 0.5 while the skills that selection needs are there. That is the state of the
+large models in arXiv 2606.17053, and it is what ContextRL is for.
 
 What it leaves out: everything outside the five rendered domains. It is a model to see a method work on, not a model to use.
 """
@@ -29,8 +30,9 @@ from vlm_contextrl import attention
 from vlm_contextrl.data_recipes.tinyvl import processes
 from vlm_contextrl.data_recipes.tinyvl.architecture import SPECIAL_TOKENS, build_model, build_tokenizer
 from vlm_contextrl.data_recipes.tinyvl.card import measure, write_card
+from vlm_contextrl.data_recipes.tinyvl.instructions import InstructionRows
 from vlm_contextrl.data_recipes.tinyvl.muon import Muon
-from vlm_contextrl.data_recipes.tinyvl.rows import PretrainingRows, corpus
+from vlm_contextrl.data_recipes.tinyvl.rows import PretrainingRows, Rows, corpus
 from vlm_contextrl.data_recipes.tinyvl.settings import TinyVLConfig
 from vlm_contextrl.data_recipes.tinyvl.vision_stage import LookupHead, scene_words, vision_loss
 from vlm_contextrl.errors import InputError
@@ -45,21 +47,21 @@ ROWS_PER_FORWARD = 8  # more do not fit a core's cache: 1.4 times the time per r
 
 
 def run(config: TinyVLConfig, out: Path) -> dict[str, Any]:
-    """Build tokenizer and model, pretrain in two stages, save; returns what the card reports.
+    """Build tokenizer and model, pretrain in three stages, save; returns what the card reports.
 
     A stage that is complete in `out/stages` is not run again, an interrupted one goes on from its last save. Raises InputError when
     `out` holds something else.
     """
     settings = out / "stages" / "settings.json"
     if settings.is_file():
-        if json.loads(settings.read_text()) != config.model_dump():
+        if json.loads(settings.read_text()) != config.model_dump(mode="json"):
             raise InputError(f"{out}: was begun with other settings; name another folder or remove it")
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: exists and is not empty; name another folder or remove it")
     else:
         settings.parent.mkdir(parents=True)
         save_processor(build_tokenizer(corpus(config, 3000), config.vocab_size), out)
-        settings.write_text(json.dumps(config.model_dump(), indent=2) + "\n")
+        settings.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     processes.launch(pretrain, config.processes, config, out)
     lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
     measured = measure(out, config.size_px)
@@ -79,7 +81,7 @@ def pretrain(config: TinyVLConfig, out: Path) -> None:
     model.set_attn_implementation({"text_config": attention.PACKED, "vision_config": "sdpa"})
     policy = Policy(model, processor)
     log = StageLog(out, lambda: save(model, processor, out))
-    for stage in (vision_stage, language_stage):
+    for stage in (vision_stage, language_stage, instruction_stage):
         done = out / "stages" / f"{stage.__name__}.safetensors"
         if done.is_file():
             load_model(model, done)
@@ -144,6 +146,7 @@ def optimise(
     model: nn.Module,
     config: TinyVLConfig,
     steps: int,
+    learning_rate: float,
     make_shares: Callable[[int], Shares],
     log: StageLog,
 ) -> None:
@@ -160,7 +163,7 @@ def optimise(
             for opt in opts:
                 opt.zero_grad(set_to_none=True)
                 for group in opt.param_groups:
-                    group["lr"] = config.learning_rate * schedule(step / steps, step, config.warmup_steps)
+                    group["lr"] = learning_rate * schedule(step / steps, step, config.warmup_steps)
             total = 0.0
             for share in make_shares(step):
                 loss = share()
@@ -212,7 +215,7 @@ def vision_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
         indices = processes.share(range(first, first + n))
         return [vision_loss(policy.base, head, policy.processor, config, indices)]
 
-    optimise("vision", both, config, config.vision_steps, make, log)
+    optimise("vision", both, config, config.vision_steps, config.learning_rate, make, log)
     head.give_vectors(policy.base, policy.processor.tokenizer)
 
 
@@ -220,22 +223,38 @@ def language_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
     """Everything together. At first every token counts alike: mostly descriptions, which is how the decoder learns to read the tower. Then
     every continuation counts alike: an answer of one token as much as a description of forty."""
     rows = PretrainingRows(config, policy.processor)
-    pad_id = policy.processor.tokenizer.pad_token_id
-    n = config.rows_per_step
 
     def make(step: int) -> Shares:
-        indices = processes.share(range(step * n, (step + 1) * n))
-        made = sorted((rows.row(index) for index in indices), key=PackedRow.n_tokens)  # little padding
         reduce = EVERY_TOKEN if step < config.reading_steps else EVERY_CONTINUATION
-        units = sum(reduce.units(row) for row in made)
+        return row_shares(policy, config, rows, step, reduce)
 
-        def share(some: list[PackedRow]) -> Tensor:
-            batch = pack(some, policy.positions, pad_id)
-            return reduce.total(batch, policy.completion_logps(batch)[0]) / units
+    optimise("language", policy.base, config, config.steps, config.learning_rate, make, log)
 
-        return [partial(share, made[i : i + ROWS_PER_FORWARD]) for i in range(0, len(made), ROWS_PER_FORWARD)]
 
-    optimise("language", policy.base, config, config.steps, make, log)
+def instruction_stage(policy: Policy, config: TinyVLConfig, log: StageLog) -> None:
+    """What can be asked about what is read (instructions.py)."""
+    rows = InstructionRows(config, policy.processor)
+
+    def make(step: int) -> Shares:
+        return row_shares(policy, config, rows, step, EVERY_CONTINUATION)
+
+    steps, learning_rate = config.instruction_steps, config.instruction_learning_rate
+    optimise("instruction", policy.base, config, steps, learning_rate, make, log)
+
+
+def row_shares(policy: Policy, config: TinyVLConfig, rows: Rows, step: int, reduce: Reduction) -> Shares:
+    """This process's rows of a step, in forwards of `ROWS_PER_FORWARD`."""
+    pad_id = policy.processor.tokenizer.pad_token_id
+    n = config.rows_per_step
+    indices = processes.share(range(step * n, (step + 1) * n))
+    made = sorted((rows.row(index) for index in indices), key=PackedRow.n_tokens)  # little padding
+    units = sum(reduce.units(row) for row in made)
+
+    def share(some: list[PackedRow]) -> Tensor:
+        batch = pack(some, policy.positions, pad_id)
+        return reduce.total(batch, policy.completion_logps(batch)[0]) / units
+
+    return [partial(share, made[i : i + ROWS_PER_FORWARD]) for i in range(0, len(made), ROWS_PER_FORWARD)]
 
 
 class Reduction(NamedTuple):

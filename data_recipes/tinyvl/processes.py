@@ -7,6 +7,7 @@ most operations are too short to be split.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ def launch(work: Callable[..., None], n: int, *args: Any) -> None:
 
 
 def _join(rank: int, work: Callable[..., None], n: int, meeting: Path, args: tuple[Any, ...]) -> None:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # how torch ends us with our parent; nohup has it ignored
     torch.set_num_threads(max(1, (os.cpu_count() or n) // n))
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=n)
     try:

@@ -46,8 +46,24 @@ def check_text(question: SceneQuestion, claimed: str) -> str:
     return f"{asked}\nAnswer: {shown_answer(claimed, question.options)}\nIs this answer right?"
 
 
-class PretrainingRows:
-    """Packed rows of rendered scenes: description, questions, checks; one or two images."""
+Content = list[dict[str, str]]
+Turn = tuple[Content, str]  # what is asked, what is answered
+
+
+def in_image(is_a: bool | None, text: str) -> Content:
+    """Two images and a text about A or B; about both for None."""
+    where = "" if is_a is None else f"In image {'A' if is_a else 'B'}: "
+    return [
+        {"type": "text", "text": "Image A:"},
+        {"type": "image"},
+        {"type": "text", "text": "\nImage B:"},
+        {"type": "image"},
+        {"type": "text", "text": f"\n{where}{text}"},
+    ]
+
+
+class Rows:
+    """Packed rows of rendered scenes: turns about the same images, each a continuation of its own."""
 
     def __init__(self, config: TinyVLConfig, processor: Processor) -> None:
         self.config = config
@@ -55,6 +71,28 @@ class PretrainingRows:
         self.words = scene_words(config)
         self.end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.after_image = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
+
+    def row(self, index: int) -> PackedRow:
+        """Row `index`; depends on the seed and the index only."""
+        raise NotImplementedError
+
+    def _pack(self, images: tuple[ProcessedImage, ...], turns: list[Turn]) -> PackedRow:
+        prompts = [
+            self.processor.encode([{"role": "user", "content": content}], images) for content, _ in turns
+        ]
+        shared = 1 + max(i for i, token in enumerate(prompts[0].ids_T.tolist()) if token == self.after_image)
+        continuations = []
+        for prompt, (_, answer) in zip(prompts, turns, strict=True):
+            given = prompt.ids_T[shared:]
+            answer_ids = self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            continuations.append(
+                Continuation(torch.cat([given, torch.tensor([*answer_ids, self.end])]), len(given))
+            )
+        return PackedRow(EncodedPrompt(prompts[0].ids_T[:shared], images), tuple(continuations))
+
+
+class PretrainingRows(Rows):
+    """Rows of the language stage: description, questions, lookups, checks; one or two images."""
 
     def row(self, index: int) -> PackedRow:
         """Row `index`; depends on the seed and the index only."""
@@ -91,38 +129,14 @@ class PretrainingRows:
         edited = questions[0].edit(rng)
         second = self.processor.process_image(domain.draw(edited, self.config.size_px))
         first_is_a = rng.random() < 0.5
-        head = [
-            {"type": "text", "text": "Image A:"},
-            {"type": "image"},
-            {"type": "text", "text": "\nImage B:"},
-            {"type": "image"},
-        ]
-        turns = []
+        turns: list[Turn] = []
         for question in questions:
             told = {first_is_a: question.answer, not first_is_a: question.answer_of(edited)}
             for is_a, answer in told.items():
                 if answer is None:
                     continue
-                where = f"\nIn image {'A' if is_a else 'B'}: "
-                text = f"{where}{question.query}{option_lines(question.options)}"
-                turns.append(([*head, {"type": "text", "text": text}], answer))
+                text = f"{question.query}{option_lines(question.options)}"
+                turns.append((in_image(is_a, text), answer))
                 claimed = rng.choice([each for each in told.values() if each is not None])
-                text = where + check_text(question, claimed)
-                turns.append(([*head, {"type": "text", "text": text}], yes_no(claimed == answer)))
+                turns.append((in_image(is_a, check_text(question, claimed)), yes_no(claimed == answer)))
         return self._pack((first, second) if first_is_a else (second, first), turns)
-
-    def _pack(
-        self, images: tuple[ProcessedImage, ...], turns: list[tuple[list[dict[str, str]], str]]
-    ) -> PackedRow:
-        prompts = [
-            self.processor.encode([{"role": "user", "content": content}], images) for content, _ in turns
-        ]
-        shared = 1 + max(i for i, token in enumerate(prompts[0].ids_T.tolist()) if token == self.after_image)
-        continuations = []
-        for prompt, (_, answer) in zip(prompts, turns, strict=True):
-            given = prompt.ids_T[shared:]
-            answer_ids = self.processor.tokenizer(answer, add_special_tokens=False)["input_ids"]
-            continuations.append(
-                Continuation(torch.cat([given, torch.tensor([*answer_ids, self.end])]), len(given))
-            )
-        return PackedRow(EncodedPrompt(prompts[0].ids_T[:shared], images), tuple(continuations))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlm_contextrl.data_recipes.render import DomainName
+
 
 class TinyVLConfig(BaseModel):
     """What TinyVL is made of and how it is pretrained."""
@@ -29,6 +31,24 @@ class TinyVLConfig(BaseModel):
     questions_per_scene: int = Field(5, description="questions beside the description of a scene")
     lookups_per_scene: int = Field(4, description="queries of a scene, beside the questions")
     two_image_share: float = Field(0.2, description="share of rows with two images")
+    instruction_steps: int = Field(640, description="optimizer steps of the instruction stage")
+    instruction_learning_rate: float = Field(2e-3, description="its peak learning rate")
+    instruction_domains: tuple[DomainName, ...] = Field(
+        (
+            "objects",
+            "objects",
+            "objects",
+            "charts",
+            "charts",
+            "charts",
+            "dials",
+            "dials",
+            "tables",
+            "geometry",
+        ),
+        description="domains of its scenes, drawn uniformly (one named twice weighs double)",
+    )
+    instruction_two_image_share: float = Field(0.45, description="share of its rows with two images")
     learning_rate: float = Field(3e-3, description="peak learning rate")
     warmup_steps: int = Field(50, description="linear warm-up")
     weight_decay: float = Field(0.02, description="decoupled weight decay of matrices")
