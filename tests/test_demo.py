@@ -19,7 +19,7 @@ from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.report_numbers import MEASURES
 
 SMALL = replace(QUICK, pairs=24, questions=24, test_share=0.5)
-KEYS = {"base", "final", "vqa_gain", "selection_gain", "steps", "wall_s", "seed", "per_domain"}
+KEYS = {"base", "final", "vqa_gain", "selection_gain", "steps", "wall_s", "seed", "per_domain", "per_form"}
 
 
 def measured(
@@ -33,7 +33,7 @@ def measured(
             for i, (m, d) in enumerate(zip(margins, domains, strict=True))
         ],
         "per_question": [
-            {"id": f"q{i}", "domain": d, "correct": c}
+            {"id": f"q{i}", "domain": d, "has_options": d == "dials", "correct": c}
             for i, (c, d) in enumerate(zip(correct, domains, strict=True))
         ],
     }
@@ -71,7 +71,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def answer_questions(policy: FakePolicy, rows: Any, **settings: Any) -> list[Any]:
         right = policy.path != "tinyvl"
-        return [vlm_contextrl.vqa.Answered(row.id, row.domain, "a", right) for row in rows]
+        return [vlm_contextrl.vqa.Answered(row.id, row.domain, False, "a", right) for row in rows]
 
     def train(config: RunConfig, run_dir: Path, *, resume: bool) -> None:
         made.append(f"train resume={resume}")
@@ -132,6 +132,9 @@ def test_summary_by_hand() -> None:
     assert [dials[side]["vqa"]["value"] for side in ("base", "final")] == [0.0, 1.0]
     assert [dials[side]["selection"]["value"] for side in ("base", "final")] == [0.0, 0.5]
     assert dials["base"]["selection"]["n"] == 1
+    choice = summary["per_form"]["multiple choice"]
+    assert [choice[side]["value"] for side in ("base", "final")] == [0.0, 1.0]
+    assert summary["per_form"]["open question"]["base"]["n"] == 1
 
 
 def test_summary_of_different_pairs_is_refused() -> None:

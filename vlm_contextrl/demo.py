@@ -45,6 +45,7 @@ N_STAGES = 5
 class DemoSettings:
     """How large a demo is. `test_share` is the share of rows held out, by groups that share an image or a scene."""
 
+    domains: tuple[str, ...] = ("objects", "charts", "dials")  # TinyVL hardly reads tables and geometry
     pairs: int
     questions: int
     test_share: float
@@ -125,7 +126,9 @@ class Demo:
         sizes = {"pairs": self.settings.pairs, "questions": self.settings.questions}
         for kind, folder in rendered.items():
             if not folder.exists():
-                settings = leaf(f"{RENDER}:RenderConfig")(count=sizes[kind], seed=SEEDS[kind], rows=kind)
+                settings = leaf(f"{RENDER}:RenderConfig")(
+                    count=sizes[kind], seed=SEEDS[kind], rows=kind, domains=list(self.settings.domains)
+                )
                 leaf(f"{RENDER}:run")(settings, folder)
         from vlm_contextrl.splits import run_split
 

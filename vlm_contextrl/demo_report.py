@@ -20,6 +20,8 @@ from vlm_contextrl.storage import read_manifest, read_rows
 
 SAMPLES_SHOWN = 3  # of the first step and of the last
 
+FORMS = {"open question": False, "multiple choice": True}
+
 Measured = Mapping[str, Any]  # measures, per_pair, per_question; what base.json and final.json hold
 
 
@@ -42,12 +44,19 @@ def summarise(base: Measured, final: Measured, *, steps: int, wall_s: float, see
         "per_domain": {
             domain: {
                 side: {
-                    "vqa": _of_domain(domain, measured["per_question"], questions[side], seed),
-                    "selection": _of_domain(domain, measured["per_pair"], choices[side], seed),
+                    "vqa": _of("domain", domain, measured["per_question"], questions[side], seed),
+                    "selection": _of("domain", domain, measured["per_pair"], choices[side], seed),
                 }
                 for side, measured in sides.items()
             }
             for domain in sorted({u["domain"] for unit in ("per_pair", "per_question") for u in base[unit]})
+        },
+        "per_form": {
+            form: {
+                side: _of("has_options", has_options, measured["per_question"], questions[side], seed)
+                for side, measured in sides.items()
+            }
+            for form, has_options in FORMS.items()
         },
     }
 
@@ -139,12 +148,10 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _of_domain(
-    domain: str, units: Sequence[Mapping[str, Any]], values: Sequence[float], seed: int
+def _of(
+    key: str, wanted: str | bool, units: Sequence[Mapping[str, Any]], values: Sequence[float], seed: int
 ) -> dict[str, Any]:
-    return bootstrap(
-        [value for unit, value in zip(units, values, strict=True) if unit["domain"] == domain], seed
-    )
+    return bootstrap([value for unit, value in zip(units, values, strict=True) if unit[key] == wanted], seed)
 
 
 def _samples(records: Sequence[Mapping[str, Any]], questions: Path) -> list[Sample]:

@@ -92,7 +92,7 @@ def measure_table(summary: Summary) -> str:
 
 
 def domain_charts(summary: Summary) -> str:
-    """Selection and question accuracy per visual domain."""
+    """Selection and question accuracy per visual domain; question accuracy with and without options."""
     per_domain: Mapping[str, Any] = summary.get("per_domain") or {}
     if not per_domain:
         return ""
@@ -119,9 +119,19 @@ def domain_charts(summary: Summary) -> str:
         rows("vqa"),
         x_label="questions answered correctly, %",
     )
+    forms = [
+        (name, entry.get("base"), entry.get("final"))
+        for name, entry in (summary.get("per_form") or {}).items()
+    ]
+    by_form = bar_chart(
+        "questions-by-form",
+        "Question accuracy by form",
+        forms,
+        x_label="questions answered correctly, %",
+    )
     return (
-        '<section><h2>Before and after, by visual domain</h2><p class="note">Whiskers are 95% intervals.</p>'
-        f'<div class="grid charts">{selection}{vqa}</div></section>'
+        '<section><h2>Before and after, by visual domain and form of question</h2><p class="note">Whiskers are 95% intervals.</p>'
+        f'<div class="grid charts">{selection}{vqa}{by_form if forms else ""}</div></section>'
     )
 
 

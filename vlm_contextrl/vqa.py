@@ -19,6 +19,7 @@ class Answered:
 
     id: str
     domain: str
+    has_options: bool
     completion: str
     correct: bool
 
@@ -53,7 +54,7 @@ def answer_questions(
         for row, (completion,) in zip(batch, groups, strict=True):
             text = policy.processor.decode(completion.ids.tolist())
             right = score_answer(text, row.answer, row.answer_type, row.options)
-            answered.append(Answered(row.id, row.domain, text, right))
+            answered.append(Answered(row.id, row.domain, bool(row.options), text, right))
         if progress:
             progress(len(batch))
     policy.train(was_training)
