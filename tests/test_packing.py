@@ -22,9 +22,9 @@ from tests.tiny_models import (
     worst_difference,
 )
 from vlm_contextrl import reference
-from vlm_contextrl.packing import Continuation, PackedBatch, PackedRow, dense_mask, pack
+from vlm_contextrl.packing import Continuation, PackedBatch, PackedRow, dense_mask, pack, share_starts
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.processing import EncodedPrompt, Processor
+from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 
 PAD = 0
 
@@ -237,3 +237,43 @@ def test_order_of_continuations_does_not_matter(qwen_folders: dict[str, Path]) -
         second = pack([swapped], policy.positions, PAD).split(run_packed(policy, [swapped]))[0]
     for a, b in zip(first, second[::-1], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------- prompts that start alike
+
+
+def test_prompts_share_their_start_by_hand() -> None:
+    """5 1 7 in front of 8 and of 9 9; another image, another token before the image (1), or nothing but the image in common: alone."""
+    one, other = (ProcessedImage(key, (1, 2, 2), 1, lambda: torch.zeros(4, 1)) for key in ("one", "other"))
+    prompts = [
+        EncodedPrompt(torch.tensor([5, 1, 7, 8]), (one,)),
+        EncodedPrompt(torch.tensor([5, 1, 7, 8]), (other,)),
+        EncodedPrompt(torch.tensor([5, 1, 7, 9, 9]), (one,)),
+        EncodedPrompt(torch.tensor([6, 1, 7, 8]), (one,)),
+        EncodedPrompt(torch.tensor([5, 1, 4]), (one,)),
+    ]
+    rows, order = share_starts(prompts, 1)
+    assert order == [0, 2, 3, 4, 1]
+    assert [row.prompt.ids_T.tolist() for row in rows] == [[5, 1, 7], [6, 1, 7, 8], [5, 1, 4], [5, 1, 7, 8]]
+    assert [[c.ids[: c.n_given].tolist() for c in row.continuations] for row in rows] == [
+        [[8], [9, 9]],
+        [[]],
+        [[]],
+        [[]],
+    ]
+    assert [image.key for row in rows for image in row.prompt.images] == ["one", "one", "one", "other"]
+
+
+def test_texts_share_half_or_nothing() -> None:
+    """2 of 4 tokens are enough, 1 of 4 is not."""
+    rows, _ = share_starts(
+        [EncodedPrompt(torch.tensor(ids)) for ids in ([5, 6, 7, 8], [5, 6, 9], [5, 4, 4, 4])], 1
+    )
+    assert [row.prompt.ids_T.tolist() for row in rows] == [[5, 6], [5, 4, 4, 4]]
+
+
+def test_equal_prompts_are_one_start() -> None:
+    prompt = EncodedPrompt(torch.tensor([5, 6]))
+    rows, order = share_starts([prompt, prompt], 1)
+    assert order == [0, 1]
+    assert [c.n_given for c in rows[0].continuations] == [0, 0]

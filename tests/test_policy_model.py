@@ -21,7 +21,7 @@ from tests.tiny_models import (
 )
 from vlm_contextrl import reference
 from vlm_contextrl.config import LoraSettings
-from vlm_contextrl.packing import Continuation, PackedBatch, PackedRow, pack
+from vlm_contextrl.packing import Continuation, PackedBatch, PackedRow, pack, share_starts
 from vlm_contextrl.policy import FeatureCache, ImageFeatures, Policy
 from vlm_contextrl.probe import contexts, selection_prompt
 from vlm_contextrl.processing import EncodedPrompt
@@ -262,15 +262,21 @@ def test_temperature_and_entropy(qwen_folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_option_logits_are_those_of_the_full_forward(family: str, qwen_folders: dict[str, Path]) -> None:
-    """Selection prompts of two images and three lengths, right-padded: rows 65 and 66 of the LM head at the
-    last position of each, and the gradient of a margin, as in the plain model."""
+    """Selection prompts of two images and three lengths, each pair in both directions: rows 65 and 66 of the LM head at the last position
+    of each, and the gradient of a margin, as in the plain model that sees every prompt whole. The directions share their images."""
     policy = tiny_policy(qwen_folders[family])
     oracle = Policy(plain_model(qwen_folders[family]), policy.processor)
     pairs = [image_pair(n) for n in range(3)]
-    prompts = [selection_prompt(policy.processor, p, contexts(policy.processor, p)) for p in pairs]
+    shown = [contexts(policy.processor, p) for p in pairs]
+    prompts = [selection_prompt(policy.processor, p, images) for p, images in zip(pairs, shown, strict=True)]
     assert len({len(p) for p in prompts}) == 3
+    backwards = [p.reversed() for p in pairs]
+    prompts += [selection_prompt(policy.processor, p, i) for p, i in zip(backwards, shown, strict=True) if p]
+    rows, order = share_starts(prompts, policy.processor.image_token_id)
+    assert order == [0, 3, 1, 4, 2, 5]
+    assert [len(row.continuations) for row in rows] == [2, 2, 2]
     logits_BO = policy(selection=prompts, option_ids=[65, 66])[2]
-    inputs = reference.model_inputs(prompts, [torch.empty(0, dtype=torch.long)] * 3, policy.processor)
+    inputs = reference.model_inputs(prompts, [torch.empty(0, dtype=torch.long)] * 6, policy.processor)
     full_BTV = oracle.base(**inputs).logits
     expected_BO = torch.stack([full_BTV[b, len(p) - 1, [65, 66]] for b, p in enumerate(prompts)])
     torch.testing.assert_close(logits_BO, expected_BO, rtol=0, atol=1e-5)
@@ -282,16 +288,13 @@ def test_option_logits_are_those_of_the_full_forward(family: str, qwen_folders: 
 
 
 def test_padding_by_hand(qwen_folders: dict[str, Path]) -> None:
-    """Two text prompts of 3 and 2 tokens, padded on either side; positions stay with their tokens."""
+    """Two text prompts of 3 and 2 tokens, padded on the left; positions stay with their tokens."""
     policy = tiny_policy(qwen_folders["qwen2_5_vl"])
     prompts = [EncodedPrompt(torch.tensor([1, 2, 3])), EncodedPrompt(torch.tensor([4, 5]))]
     pad = policy.processor.tokenizer.pad_token_id
-    right, right_positions = policy.pad(prompts, left=False)
-    left, left_positions = policy.pad(prompts, left=True)
-    assert right.tolist() == [[1, 2, 3], [4, 5, pad]]
-    assert left.tolist() == [[1, 2, 3], [pad, 4, 5]]
-    assert right_positions[0].tolist() == [[0, 1, 2], [0, 1, 0]]
-    assert left_positions[2].tolist() == [[0, 1, 2], [0, 0, 1]]
+    ids, positions = policy.pad(prompts)
+    assert ids.tolist() == [[1, 2, 3], [pad, 4, 5]]
+    assert positions[2].tolist() == [[0, 1, 2], [0, 0, 1]]
 
 
 def test_one_forward_for_both_questions(qwen_folders: dict[str, Path]) -> None:

@@ -199,7 +199,7 @@ def test_instruction_rows_tell_the_truth(processor: Processor) -> None:
             assert len(flipped) >= 2
             found.update(answer for text, answer in told if text.startswith("\nLook up "))
     assert set(found) == {"1", "2", "both", "none"}
-    assert found["1"] + found["2"] > found["both"] + found["none"]
+    assert (found["1"] + found["2"]) / found.total() > 0.3
     assert 0.35 < verdicts["yes"] / verdicts.total() < 0.65
     assert forms[True, "letter"] > 0 == forms[True, "text"]
     assert forms[False, "letter"] > forms[False, "text"] > 0

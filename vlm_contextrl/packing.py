@@ -90,6 +90,51 @@ def pack(rows: Sequence[PackedRow], positions_of: PositionsOf, pad_id: int) -> P
     )
 
 
+def share_starts(prompts: Sequence[EncodedPrompt], image_token_id: int) -> tuple[list[PackedRow], list[int]]:
+    """Rows in which prompts that start alike hold that start once, e.g. a pair of images with two questions behind it.
+
+    Returns the rows, and for every continuation, in order, the number of its prompt. A continuation is what follows the start; its one
+    label is no token of the prompt, only the place from which the next token is predicted. Prompts share a start when it
+    holds the same images, all that they have; without images, when it is at least half of each.
+    """
+    groups: dict[tuple[str, ...], list[_Alike]] = {}
+    for number, prompt in enumerate(prompts):
+        same_images = groups.setdefault(tuple(image.key for image in prompt.images), [])
+        if not any(group.take(number, prompt) for group in same_images):
+            same_images.append(_Alike(number, prompt, image_token_id))
+    rows, order = [], []
+    for group in (group for same_images in groups.values() for group in same_images):
+        start = EncodedPrompt(group.first.ids_T[: group.n_start], group.first.images)
+        ends = [prompts[number].ids_T[group.n_start :] for number in group.members]
+        unread = torch.zeros(1, dtype=torch.long)
+        rows.append(PackedRow(start, tuple(Continuation(torch.cat([end, unread]), len(end)) for end in ends)))
+        order += group.members
+    return rows, order
+
+
+class _Alike:
+    """Prompts that share their first `n_start` tokens."""
+
+    def __init__(self, number: int, first: EncodedPrompt, image_token_id: int) -> None:
+        self.first = first
+        self.members = [number]
+        self.n_start = self.longest = len(first)
+        image_at = (first.ids_T == image_token_id).nonzero()
+        self.n_images = int(image_at.max()) + 1 if len(image_at) else 0  # tokens up to the last image
+
+    def take(self, number: int, prompt: EncodedPrompt) -> bool:
+        """Add a prompt if it starts alike."""
+        shorter = min(self.n_start, len(prompt))
+        differs = (self.first.ids_T[:shorter] != prompt.ids_T[:shorter]).nonzero()
+        n_start = int(differs[0]) if len(differs) else shorter
+        longest = max(self.longest, len(prompt))
+        if n_start <= self.n_images or (self.n_images == 0 and 2 * n_start < longest):
+            return False
+        self.members.append(number)
+        self.n_start, self.longest = n_start, longest
+        return True
+
+
 def dense_mask(rows: Sequence[PackedRow]) -> Tensor:
     """What each position of the packed rows may see, [B, 1, T, T]: causal, own segment or prompt."""
     T = max(row.n_tokens() for row in rows)

@@ -1,8 +1,8 @@
 """The policy: a vision-language model behind the two questions that training asks of it.
 
 `completion_logps` gives the log-probability of every completion token, prompt shared inside a group (packing.py).
-`option_logits` gives the logits of the option tokens at the position after a selection prompt: one forward, nothing is sampled, and
-only K rows of the LM head are multiplied.
+`option_logits` gives the logits of the option tokens at the position after a selection prompt: one forward, nothing is sampled, prompts
+over the same images share them, and only K rows of the LM head are multiplied.
 
 A frozen vision tower runs once per distinct image under no_grad; its output is kept by image hash across passes, pairs and epochs. A
 trained tower runs once per distinct image of the batch, and the gradient of all its uses flows into that one pass.
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlm_contextrl.attention import PackedLayout
-from vlm_contextrl.packing import PackedBatch
+from vlm_contextrl.packing import PackedBatch, pack, share_starts
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 
 
@@ -112,10 +111,7 @@ class Policy(nn.Module):
 
     def completion_logps(self, packed: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy (no gradient) of every labelled position, in nats, at the sampling temperature."""
-        hidden_BTH = self._hidden(
-            packed.ids_BT, packed.positions_3BT, packed.images, packed.layout.to(self.device)
-        )
-        hidden_LH = hidden_BTH.flatten(0, 1)[packed.label_at_L.to(self.device)]
+        hidden_LH = self._labelled(packed)
         labels_L = packed.labels_L.to(self.device)
         chunks = [
             checkpoint(self._head, h, y, temperature, use_reentrant=False)
@@ -134,24 +130,22 @@ class Policy(nn.Module):
         return logps_LV.gather(-1, labels_L[:, None])[:, 0], entropy_L
 
     def option_logits(self, prompts: Sequence[EncodedPrompt], option_ids: Sequence[int]) -> Tensor:
-        """Logits [B, O] of the option tokens after each prompt. Right padding needs no mask: attention is causal."""
-        ids_BT, positions_3BT = self.pad(prompts, left=False)
-        hidden_BTH = self._hidden(ids_BT, positions_3BT, [i for p in prompts for i in p.images])
-        last_B = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
-        hidden_BH = hidden_BTH[torch.arange(len(prompts), device=self.device), last_B]
+        """Logits [B, O] of the option tokens after each prompt. Prompts that start alike share that start (`share_starts`)."""
+        rows, order = share_starts(prompts, self.processor.image_token_id)
+        packed = pack(rows, self.positions, self.processor.tokenizer.pad_token_id)
+        hidden_BH = self._labelled(packed)[torch.tensor(order, device=self.device).argsort()]
         weight_OH = self.base.lm_head.weight[torch.tensor(list(option_ids), device=self.device)]
         logits_BO: Tensor = hidden_BH.to(weight_OH.dtype) @ weight_OH.T
         return logits_BO if logits_BO.dtype == torch.float64 else logits_BO.float()
 
-    def pad(self, prompts: Sequence[EncodedPrompt], *, left: bool) -> tuple[Tensor, Tensor]:
-        """Token ids [B, T] and rotary positions [3, B, T] of prompts, padded on one side."""
+    def pad(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Tensor]:
+        """Token ids [B, T] and rotary positions [3, B, T] of prompts, padded on the left."""
         T = max(len(p) for p in prompts)
         ids_BT = torch.full((len(prompts), T), self.processor.tokenizer.pad_token_id)
         positions_3BT = torch.zeros(3, len(prompts), T, dtype=torch.long)
         for b, prompt in enumerate(prompts):
-            at = slice(T - len(prompt), T) if left else slice(0, len(prompt))
-            ids_BT[b, at] = prompt.ids_T
-            positions_3BT[:, b, at] = self.positions(prompt)
+            ids_BT[b, T - len(prompt) :] = prompt.ids_T
+            positions_3BT[:, b, T - len(prompt) :] = self.positions(prompt)
         return ids_BT, positions_3BT
 
     def positions(self, prompt: EncodedPrompt) -> Tensor:
@@ -164,21 +158,16 @@ class Policy(nn.Module):
         )[0]
         return positions_31T[:, 0]
 
-    def _hidden(
-        self,
-        ids_BT: Tensor,
-        positions_3BT: Tensor,
-        images: Sequence[ProcessedImage],
-        layout: PackedLayout | None = None,
-    ) -> Tensor:
+    def _labelled(self, packed: PackedBatch) -> Tensor:
+        """Hidden states [L, H] from which the labels are predicted."""
         hidden_BTH: Tensor = self.base.model(
-            input_ids=ids_BT.to(self.device),
-            position_ids=positions_3BT.to(self.device),
-            mm_encoder_outputs=self.encoder_outputs(images),
+            input_ids=packed.ids_BT.to(self.device),
+            position_ids=packed.positions_3BT.to(self.device),
+            mm_encoder_outputs=self.encoder_outputs(packed.images),
             use_cache=False,
-            **({} if layout is None else {"layout": layout}),
+            layout=packed.layout.to(self.device),
         ).last_hidden_state
-        return hidden_BTH
+        return hidden_BTH.flatten(0, 1)[packed.label_at_L.to(self.device)]
 
     def encoder_outputs(self, images: Sequence[ProcessedImage]) -> dict[str, Any] | None:
         """Vision features in the form transformers takes them, one entry per placeholder run, each distinct image computed once."""

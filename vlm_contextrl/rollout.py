@@ -45,7 +45,7 @@ def sample(
         policy.base,
         torch.tensor(policy.processor.end_ids, device=policy.device),
     )
-    ids_PT, positions_3PT = (x.to(device) for x in policy.pad(prompts, left=True))
+    ids_PT, positions_3PT = (x.to(device) for x in policy.pad(prompts))
     T = ids_PT.shape[1]
     lengths_P = torch.tensor([len(p) for p in prompts], device=device)
     mask_PT = (torch.arange(T, device=device) >= T - lengths_P[:, None]).long()

@@ -153,26 +153,29 @@ class SelectionObjective:
         self.config = SelectionConfig(settings.clip, settings.clip_value, settings.orders)
 
     def shares(self, policy: Policy, update: Update, budget_tokens: int) -> Iterator[Share]:
-        instances = list(update.pairs)
-        if self.reverse:
-            instances += [r for r in (pair.reversed() for pair in update.pairs) if r is not None]
-        shown = [self._prompts(policy, instance, update.order_rng) for instance in instances]
-        ids = option_ids(policy.processor, instances)
+        shown = [self._prompts(policy, pair, update.order_rng) for pair in update.pairs]
+        n_instances = sum(len(prompts) for prompts in shown) // self.config.rows_per_pair
+        ids = option_ids(policy.processor, update.pairs)
 
-        def longest(prompts: list[tuple[EncodedPrompt, int]]) -> int:
-            return max(len(p) for p, _ in prompts) * self.config.rows_per_pair
+        def at_most(prompts: list[tuple[EncodedPrompt, int]]) -> int:
+            return max(len(p) for p, _ in prompts) * len(prompts)
 
-        for batch in under_budget(shown, longest, budget_tokens):
-            yield lambda batch=batch: self._share(policy, batch, ids, len(instances))  # type: ignore[misc]
+        for batch in under_budget(shown, at_most, budget_tokens):
+            yield lambda batch=batch: self._share(policy, batch, ids, n_instances)  # type: ignore[misc]
 
     def _prompts(
         self, policy: Policy, pair: ContrastivePair, rng: random.Random
     ) -> list[tuple[EncodedPrompt, int]]:
-        """(prompt, index of the supporting option) in one random order or in both."""
+        """(prompt, index of the supporting option) in one random order or in both, of the pair and of its reverse. Both directions are
+        asked of the same orders of the contexts, so that one forward over the contexts serves both."""
         context, confounder = contexts(policy.processor, pair)
         orders = [0, 1] if self.config.orders == "both" else [rng.randrange(2)]
         shown = {0: (context, confounder), 1: (confounder, context)}
-        return [(selection_prompt(policy.processor, pair, shown[at]), at) for at in orders]
+        prompts = [(selection_prompt(policy.processor, pair, shown[at]), at) for at in orders]
+        reverse = pair.reversed() if self.reverse else None
+        if reverse is not None:
+            prompts += [(selection_prompt(policy.processor, reverse, shown[at]), 1 - at) for at in orders]
+        return prompts
 
     def _share(
         self, policy: Policy, batch: list[list[tuple[EncodedPrompt, int]]], ids: list[int], n_instances: int

@@ -95,7 +95,7 @@ class InstructionRows(Rows):
         return turns
 
     def _lookups_in_both(self, descriptions: tuple[str, str], rng: Random) -> list[Turn]:
-        """Two pictures: words looked up in both are found in `1`, `2`, `both` or `none` of them; mostly in one."""
+        """Two pictures: words looked up in both are found in `1`, `2`, `both` or `none` of them; in one first."""
         drawn: list[tuple[Lookup, str]] = []
         for description in descriptions:
             for each in lookups(description, TOO_MANY_LOOKUPS, self.words, rng):
