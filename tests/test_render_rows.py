@@ -162,3 +162,13 @@ def test_the_config_refuses_what_it_does_not_know(wrong: dict[str, Any]) -> None
         RenderConfig(**wrong)
     with pytest.raises(ValidationError, match="named twice"):
         RenderConfig(count=1, domains=["objects", "objects"])
+
+
+def test_share_of_multiple_choice() -> None:
+    """0: none; 1: every question with three or more possible answers; the default: rows as they were before there was the setting."""
+    shares = []
+    for choice_share in (0.0, 0.15, 1.0):
+        config = RenderConfig(count=200, rows="questions", size_px=56, choice_share=choice_share)
+        shares.append(sum(bool(make_question(config, index).options) for index in range(200)) / 200)
+    assert shares[0] == 0 < shares[1] < 0.2
+    assert 0.3 < shares[2] < 0.7

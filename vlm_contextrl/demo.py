@@ -46,6 +46,9 @@ class DemoSettings:
     """How large a demo is. `test_share` is the share of rows held out, by groups that share an image or a scene."""
 
     domains: tuple[str, ...] = ("objects", "charts", "dials")  # TinyVL hardly reads tables and geometry
+    choice_share: float = (
+        0.4  # of the questions that allow options: enough of them to see what becomes of them
+    )
     pairs: int
     questions: int
     test_share: float
@@ -126,8 +129,9 @@ class Demo:
         sizes = {"pairs": self.settings.pairs, "questions": self.settings.questions}
         for kind, folder in rendered.items():
             if not folder.exists():
+                given = {"choice_share": self.settings.choice_share} if kind == "questions" else {}
                 settings = leaf(f"{RENDER}:RenderConfig")(
-                    count=sizes[kind], seed=SEEDS[kind], rows=kind, domains=list(self.settings.domains)
+                    count=sizes[kind], seed=SEEDS[kind], rows=kind, domains=self.settings.domains, **given
                 )
                 leaf(f"{RENDER}:run")(settings, folder)
         from vlm_contextrl.splits import run_split

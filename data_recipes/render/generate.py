@@ -21,7 +21,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vlm_contextrl.data_recipes.render.catalogue import DOMAINS, DomainName
-from vlm_contextrl.data_recipes.render.scene import Domain, Scene, scene_hash
+from vlm_contextrl.data_recipes.render.scene import CHOICE_SHARE, Domain, Scene, scene_hash
 from vlm_contextrl.images import changed_fraction
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 
@@ -43,6 +43,12 @@ class RenderConfig(BaseModel):
         min_length=1,
         description="visual domains, drawn uniformly",
     )
+    choice_share: float = Field(
+        default=CHOICE_SHARE,
+        ge=0,
+        le=1,
+        description="share of multiple choice among the questions that allow it",
+    )
     rows: Literal["pairs", "questions"] = Field(
         default="pairs",
         description="pairs: context and confounder; questions: one picture and one question per row",
@@ -62,7 +68,7 @@ def make_pair(config: RenderConfig, index: int) -> ContrastivePair:
     domain = DOMAINS[rng.choice(config.domains)]
     question_type = rng.choice(domain.types)
     for _ in range(MAX_REDRAWS):
-        scene, question = domain.ask(question_type, rng)
+        scene, question = domain.ask(question_type, rng, config.choice_share)
         edited = question.edit(rng)
         pictures = [domain.draw(each, config.size_px) for each in (scene, edited)]
         fraction = changed_fraction(*pictures)
@@ -101,7 +107,7 @@ def make_question(config: RenderConfig, index: int) -> QuestionRow:
     rng = Random(f"question:{config.seed}:{index}")
     domain = DOMAINS[rng.choice(config.domains)]
     question_type = rng.choice(domain.types)
-    scene, question = domain.ask(question_type, rng)
+    scene, question = domain.ask(question_type, rng, config.choice_share)
     return QuestionRow(
         id=f"{domain.name}-{question_type}-{index:06d}",
         query=question.query,
