@@ -50,7 +50,7 @@ def write_card(folder: Path, config: TinyVLConfig, result: dict[str, Any], measu
         f"| {name} | {stage['step']} | {stage['loss']:.3f} | {stage['minutes']:.0f} |"
         for name, stage in result["stages"].items()
     )
-    settings = "\n".join(f"    {key}={value}" for key, value in config.model_dump().items())
+    settings = "\n".join(f"    {key}={value}" for key, value in config.model_dump(mode="json").items())
     rows = [("questions, all", measured["vqa_accuracy"])]
     rows += [(f"questions, {name}", value) for name, value in measured["vqa_accuracy_of"].items()]
     rows += [("selection", measured["selection_accuracy"])]

@@ -22,6 +22,7 @@ FIRST_SCENE = 20_000_000  # scene numbers of this stage start here, so that the 
 DESCRIBED_SHARE = 1 / 3  # of the rows with one image
 DIRECT_SHARE = 0.2  # of the questions: asked to answer directly
 SPELLED_SHARE = 0.1  # of the other questions with options: answered by the option's text
+FOUND_IN = {(True, False): "1", (False, True): "2", (True, True): "both", (False, False): "none"}
 TOO_MANY_LOOKUPS = 8  # drawn, of which those are kept that tell the pictures apart
 
 
@@ -99,11 +100,11 @@ class InstructionRows(Rows):
         drawn: list[tuple[Lookup, str]] = []
         for description in descriptions:
             for each in lookups(description, TOO_MANY_LOOKUPS, self.words, rng):
-                inside = [
+                first, second = (
                     any(set(each.words) <= set(phrase) for phrase in phrases_of(text))
                     for text in descriptions
-                ]
-                drawn.append((each, {(1, 0): "1", (0, 1): "2", (1, 1): "both"}.get(tuple(inside), "none")))
+                )
+                drawn.append((each, FOUND_IN[first, second]))
         rng.shuffle(drawn)
         drawn.sort(key=lambda pair: pair[1] not in ("1", "2"))
         n = self.config.lookups_per_scene
