@@ -254,7 +254,7 @@ def test_an_interrupted_stage_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "parts")
     run(config, tmp_path / "parts")
-    assert calls == config.vision_steps + 3 + 2
+    assert calls == config.vision_steps + 3 + 2 + config.instruction_steps
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
     assert not list((tmp_path / "parts/stages").glob("*.partial.pt"))

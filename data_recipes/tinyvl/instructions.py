@@ -14,7 +14,7 @@ from random import Random
 from vlm_contextrl.data_recipes.render import DOMAINS, SceneQuestion, scene_examples
 from vlm_contextrl.data_recipes.render.scene import OPTION_LETTERS, yes_no
 from vlm_contextrl.data_recipes.tinyvl.lookups import Lookup, lookups, phrases_of
-from vlm_contextrl.data_recipes.tinyvl.rows import Content, Rows, Turn, check_text, in_image
+from vlm_contextrl.data_recipes.tinyvl.rows import Rows, Turn, check_text, in_image
 from vlm_contextrl.packing import PackedRow
 from vlm_contextrl.prompts import option_lines, vqa_messages
 
@@ -72,7 +72,7 @@ class InstructionRows(Rows):
             )
         for each in lookups(description, self.config.lookups_per_scene // 2, self.words, rng):
             found = ", ".join(" ".join(phrase) for phrase in each.found) or "none"
-            turns.append(([{"type": "image"}, {"type": "text", "text": _lookup_text(each)}], found))
+            turns.append(([{"type": "image"}, {"type": "text", "text": _look_up(each.words)}], found))
         return turns
 
     def _comparisons(
@@ -109,12 +109,8 @@ class InstructionRows(Rows):
         drawn.sort(key=lambda pair: pair[1] not in ("1", "2"))
         n = self.config.lookups_per_scene
         kept = {each.words: found for each, found in (*drawn[: n - 1], drawn[-1])}
-        return [(_both(f"Look up {' '.join(words)}."), found) for words, found in kept.items()]
+        return [(in_image(None, _look_up(words)), found) for words, found in kept.items()]
 
 
-def _lookup_text(lookup: Lookup) -> str:
-    return f"Look up {' '.join(lookup.words)}."
-
-
-def _both(text: str) -> Content:
-    return in_image(None, text)
+def _look_up(words: tuple[str, ...]) -> str:
+    return f"Look up {' '.join(words)}."
