@@ -8,8 +8,10 @@ Shapes: P prompts, G completions per prompt, B = P * G rows, T prompt tokens (le
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,13 +52,14 @@ def sample(
     lengths_P = torch.tensor([len(p) for p in prompts], device=device)
     mask_PT = (torch.arange(T, device=device) >= T - lengths_P[:, None]).long()
     cache = DynamicCache(config=base.config.get_text_config())
+    cached = {_cache_argument(base.model): cache}
     hidden = base.model(
         input_ids=ids_PT,
         position_ids=positions_3PT,
         attention_mask=mask_PT,
         mm_encoder_outputs=policy.encoder_outputs([i for p in prompts for i in p.images]),
-        past_key_values=cache,
         use_cache=True,
+        **cached,
     ).last_hidden_state
     cache.batch_repeat_interleave(n)
     logits_BV = base.lm_head(hidden[:, -1]).repeat_interleave(n, 0)
@@ -79,8 +82,8 @@ def sample(
             input_ids=token_B[:, None],
             position_ids=(next_position_B + step).expand(3, -1)[..., None],
             attention_mask=mask_BT,
-            past_key_values=cache,
             use_cache=True,
+            **cached,
         ).last_hidden_state
         logits_BV = base.lm_head(hidden[:, -1])
     ids_BC, logps_BC = torch.stack(tokens, 1).cpu(), torch.stack(logps, 1).cpu()
@@ -90,6 +93,11 @@ def sample(
         for row, row_logps in zip(ids_BC, logps_BC, strict=True)
     ]
     return [flat[p * n : (p + 1) * n] for p in range(len(prompts))]
+
+
+def _cache_argument(model: Any) -> str:
+    """What transformers calls it: `cache` from 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _draw(
