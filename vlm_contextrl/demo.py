@@ -46,9 +46,7 @@ class DemoSettings:
     """How large a demo is. `test_share` is the share of rows held out, by groups that share an image or a scene."""
 
     domains: tuple[str, ...] = ("charts", "dials")  # what TinyVL can compare (docs/log.md)
-    choice_share: float = (
-        0.4  # of the questions that allow options: enough of them to see what becomes of them
-    )
+    choice_share: float = 0.4  # of the questions that allow options
     pairs: int
     questions: int
     test_share: float

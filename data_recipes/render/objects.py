@@ -64,7 +64,7 @@ def _reader(field: str, value: str, read: Callable[[Thing], str]) -> Callable[[O
 
 
 def _with(scene: Objects, index: int, **changes: str | int) -> Objects:
-    return replace(scene, things=swap(scene.things, index, replace(scene.things[index], **changes)))  # type: ignore[arg-type]
+    return replace(scene, things=swap(scene.things, index, replace(scene.things[index], **changes)))  # type: ignore[arg-type]  # each field gets its own type
 
 
 def _edited(scene: Objects) -> Callable[[Edit], Objects]:

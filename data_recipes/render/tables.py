@@ -300,7 +300,7 @@ def _ask_sign(
         answer_type="exact",
         answer=now,
         alternatives=tuple(
-            to(value, replace(scene, **{field: value}))  # type: ignore[arg-type]
+            to(value, replace(scene, **{field: value}))  # type: ignore[arg-type]  # a field of strings
             for value in vocabulary
             if value != now
         ),

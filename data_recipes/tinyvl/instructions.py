@@ -14,7 +14,16 @@ from random import Random
 from vlm_contextrl.data_recipes.render import DOMAINS, SceneQuestion, scene_examples
 from vlm_contextrl.data_recipes.render.scene import OPTION_LETTERS, yes_no
 from vlm_contextrl.data_recipes.tinyvl.lookups import Lookup, lookups, phrases_of
-from vlm_contextrl.data_recipes.tinyvl.rows import Rows, Turn, check_text, in_image
+from vlm_contextrl.data_recipes.tinyvl.rows import (
+    Rows,
+    Turn,
+    check_text,
+    check_turn,
+    description_turn,
+    in_image,
+    look_up,
+    lookup_turn,
+)
 from vlm_contextrl.packing import PackedRow
 from vlm_contextrl.prompts import option_lines, vqa_messages
 
@@ -56,7 +65,7 @@ class InstructionRows(Rows):
         """One picture: perhaps its description; every question, and a claimed answer of it to check; lookups."""
         turns: list[Turn] = []
         if rng.random() < DESCRIBED_SHARE:
-            turns.append(([{"type": "image"}, {"type": "text", "text": "Describe the image."}], description))
+            turns.append(description_turn(description))
         for question in questions:
             direct = rng.random() < DIRECT_SHARE
             messages = vqa_messages(
@@ -66,13 +75,8 @@ class InstructionRows(Rows):
             answer = question.options[OPTION_LETTERS.index(question.answer)] if spelled else question.answer
             turns.append((messages[0]["content"], answer))
             claimed = rng.choice((question.answer, str(question.answer_of(question.edit(rng)))))
-            text = check_text(question, claimed)
-            turns.append(
-                ([{"type": "image"}, {"type": "text", "text": text}], yes_no(claimed == question.answer))
-            )
-        for each in lookups(description, self.config.lookups_per_scene // 2, self.words, rng):
-            found = ", ".join(" ".join(phrase) for phrase in each.found) or "none"
-            turns.append(([{"type": "image"}, {"type": "text", "text": _look_up(each.words)}], found))
+            turns.append(check_turn(question, claimed))
+        turns += map(lookup_turn, lookups(description, self.config.lookups_per_scene // 2, self.words, rng))
         return turns
 
     def _comparisons(
@@ -83,13 +87,13 @@ class InstructionRows(Rows):
         turns: list[Turn] = []
         for question in questions[:2]:
             told = {first_is_a: question.answer, not first_is_a: question.answer_of(edited)}
-            differs = question is questions[0]
             asked = rng.choice([is_a for is_a, answer in told.items() if answer is not None])
             text = f"{question.query}{option_lines(question.options)}"
             turns.append((in_image(asked, text), str(told[asked])))
-            claims = [(is_a, claimed) for is_a in told for claimed in told.values()] if differs else []
-            if not differs:
-                claims.append((asked, rng.choice((told[asked], question.answer_of(question.edit(rng))))))
+            if question is questions[0]:
+                claims = [(is_a, claimed) for is_a in told for claimed in told.values()]
+            else:
+                claims = [(asked, rng.choice((told[asked], question.answer_of(question.edit(rng)))))]
             for is_a, claimed in claims:
                 checked = in_image(is_a, check_text(question, str(claimed)))
                 turns.append((checked, yes_no(claimed == told[is_a])))
@@ -97,20 +101,16 @@ class InstructionRows(Rows):
 
     def _lookups_in_both(self, descriptions: tuple[str, str], rng: Random) -> list[Turn]:
         """Two pictures: words looked up in both are found in `1`, `2`, `both` or `none` of them; in one first."""
+        phrases = [phrases_of(description) for description in descriptions]
         drawn: list[tuple[Lookup, str]] = []
         for description in descriptions:
             for each in lookups(description, TOO_MANY_LOOKUPS, self.words, rng):
                 first, second = (
-                    any(set(each.words) <= set(phrase) for phrase in phrases_of(text))
-                    for text in descriptions
+                    any(set(each.words) <= set(phrase) for phrase in its_phrases) for its_phrases in phrases
                 )
                 drawn.append((each, FOUND_IN[first, second]))
         rng.shuffle(drawn)
         drawn.sort(key=lambda pair: pair[1] not in ("1", "2"))
         n = self.config.lookups_per_scene
-        kept = {each.words: found for each, found in (*drawn[: n - 1], drawn[-1])}
-        return [(in_image(None, _look_up(words)), found) for words, found in kept.items()]
-
-
-def _look_up(words: tuple[str, ...]) -> str:
-    return f"Look up {' '.join(words)}."
+        kept = {look_up(each): found for each, found in (*drawn[: n - 1], drawn[-1])}
+        return [(in_image(None, text), found) for text, found in kept.items()]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
 
 from vlm_contextrl.data_recipes.render import DOMAINS, Domain, SceneQuestion, scene_examples
 from vlm_contextrl.data_recipes.render.scene import yes_no
-from vlm_contextrl.data_recipes.tinyvl.lookups import lookups
+from vlm_contextrl.data_recipes.tinyvl.lookups import Lookup, lookups
 from vlm_contextrl.data_recipes.tinyvl.settings import TinyVLConfig
 from vlm_contextrl.data_recipes.tinyvl.vision_stage import scene_words
 from vlm_contextrl.packing import Continuation, PackedRow
@@ -50,6 +51,31 @@ Content = list[dict[str, str]]
 Turn = tuple[Content, str]  # what is asked, what is answered
 
 
+def of_image(text: str) -> Content:
+    """One image and a text about it."""
+    return [{"type": "image"}, {"type": "text", "text": text}]
+
+
+def look_up(lookup: Lookup) -> str:
+    """The text of a lookup, of one image or of two."""
+    return f"Look up {' '.join(lookup.words)}."
+
+
+def description_turn(description: str) -> Turn:
+    """One image, described."""
+    return of_image("Describe the image."), description
+
+
+def lookup_turn(lookup: Lookup) -> Turn:
+    """One image, and the phrases that hold the words."""
+    return of_image(look_up(lookup)), ", ".join(" ".join(phrase) for phrase in lookup.found) or "none"
+
+
+def check_turn(question: SceneQuestion, claimed: str) -> Turn:
+    """One image, and whether the claimed answer is right."""
+    return of_image(check_text(question, claimed)), yes_no(claimed == question.answer)
+
+
 def in_image(is_a: bool | None, text: str) -> Content:
     """Two images and a text about A or B; about both for None."""
     where = "" if is_a is None else f"In image {'A' if is_a else 'B'}: "
@@ -62,7 +88,7 @@ def in_image(is_a: bool | None, text: str) -> Content:
     ]
 
 
-class Rows:
+class Rows(ABC):
     """Packed rows of rendered scenes: turns about the same images, each a continuation of its own."""
 
     def __init__(self, config: TinyVLConfig, processor: Processor) -> None:
@@ -72,9 +98,9 @@ class Rows:
         self.end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.after_image = processor.tokenizer.convert_tokens_to_ids("<|vision_end|>")
 
+    @abstractmethod
     def row(self, index: int) -> PackedRow:
         """Row `index`; depends on the seed and the index only."""
-        raise NotImplementedError
 
     def _pack(self, images: tuple[ProcessedImage, ...], turns: list[Turn]) -> PackedRow:
         prompts = [
@@ -106,20 +132,16 @@ class PretrainingRows(Rows):
         first = self.processor.process_image(image)
         if rng.random() < self.config.two_image_share:
             return self._two_images(first, DOMAINS[domain], questions[:2], rng)
-        turns = [([{"type": "image"}, {"type": "text", "text": "Describe the image."}], description)]
+        turns = [description_turn(description)]
         for question in questions:
             turns.append(
                 (vqa_messages(question.query, options=question.options)[0]["content"], question.answer)
             )
         asked = lookups(description, self.config.lookups_per_scene, self.words, rng)
-        for each in asked:
-            text = f"Look up {' '.join(each.words)}."
-            found = ", ".join(" ".join(phrase) for phrase in each.found) or "none"
-            turns.append(([{"type": "image"}, {"type": "text", "text": text}], found))
+        turns += map(lookup_turn, asked)
         checked = rng.choice(questions)
         claimed = checked.answer if rng.random() < 0.5 else str(checked.answer_of(checked.edit(rng)))
-        text = check_text(checked, claimed)
-        turns.append(([{"type": "image"}, {"type": "text", "text": text}], yes_no(claimed == checked.answer)))
+        turns.append(check_turn(checked, claimed))
         return self._pack((first,), turns)
 
     def _two_images(
