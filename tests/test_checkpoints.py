@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.tiny_models import ask, noise_image, plain_model, run_config, tiny_policy
-from vlm_contextrl.checkpoints import export, latest_checkpoint, load_checkpoint, save_checkpoint
+from vlm_contextrl.checkpoints import export, load_checkpoint, save_checkpoint, usable_checkpoint
 from vlm_contextrl.config import LoraSettings, RunConfig
 from vlm_contextrl.errors import CheckpointError
 from vlm_contextrl.trainer import train
@@ -79,12 +79,12 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 9, 10):
         saved(tmp_path, step, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000009", "step_000010"]
-    assert latest_checkpoint(tmp_path) == tmp_path / "step_000010"
+    assert usable_checkpoint(tmp_path) == tmp_path / "step_000010"
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path / "checkpoints") is None
-    assert latest_checkpoint(tmp_path) is None
+    assert usable_checkpoint(tmp_path / "checkpoints") is None
+    assert usable_checkpoint(tmp_path) is None
 
 
 def cut_weights(place: Path) -> None:
@@ -106,22 +106,30 @@ def missing_optimizer(place: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut_weights, no_manifest, cut_manifest, missing_optimizer])
-def test_an_incomplete_checkpoint_is_passed_over(spoil: Callable[[Path], None], tmp_path: Path) -> None:
-    """The one before it serves; when none is left, one line says so."""
+def test_an_incomplete_checkpoint_is_passed_over(
+    spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one before it serves, and one line says so; when none is left, one line is all there is."""
     older, newer = saved(tmp_path, 2), saved(tmp_path, 4)
     spoil(newer)
-    assert latest_checkpoint(tmp_path) == older
+    assert usable_checkpoint(tmp_path) == older
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{newer}: unreadable checkpoint")
+    assert line.endswith("going on from step_000002")
     spoil(older)
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(newer))}: unreadable checkpoint") as caught:
-        latest_checkpoint(tmp_path)
+        usable_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_was_being_written_is_none(tmp_path: Path) -> None:
-    """What a killed process leaves behind has another name, and the next save replaces it."""
+def test_a_folder_that_was_being_written_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a killed process leaves behind has another name; it is removed with one line, and no checkpoint."""
     place = saved(tmp_path)
-    place.rename(tmp_path / f".{place.name}.unfinished")
-    assert latest_checkpoint(tmp_path) is None
+    unfinished = tmp_path / f".{place.name}.unfinished"
+    place.rename(unfinished)
+    assert usable_checkpoint(tmp_path) is None
+    assert capsys.readouterr().err == f"{unfinished}: left by an interrupted save, removed\n"
+    assert not unfinished.exists()
     assert saved(tmp_path) == place
     assert [p.name for p in tmp_path.iterdir()] == [place.name]
 
@@ -288,30 +296,63 @@ def test_resuming_from_a_broken_checkpoint(
 
 
 KILLED = """
-import os, signal, sys
+import os, random, signal, sys
 from pathlib import Path
+
+import torch
+
+from vlm_contextrl import checkpoints, rollout, terms
 from vlm_contextrl.config import RunConfig, load_config
 from vlm_contextrl.trainer import train
 
-def on_step(metrics):
-    if metrics["step"] == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
+config, run, where, seed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+owner, name, most = {
+    "sampling": (rollout, "_draw", 40), "training": (torch.Tensor, "backward", 12), "scoring": (terms, "policy_loss", 5),
+    "weights": (checkpoints, "save_file", 2), "optimizer": (torch, "save", 2),
+}[where]
+calls, original = random.Random(seed).randint(1, most), getattr(owner, name)
 
-train(load_config(RunConfig, Path(sys.argv[1])), Path(sys.argv[2]), on_step=on_step)
+def counted(*args, **kwargs):
+    global calls
+    calls -= 1
+    found = original(*args, **kwargs)
+    if calls == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+
+setattr(owner, name, counted)
+train(load_config(RunConfig, config), run, resume=(run / "config.yaml").is_file())
 """
+MOMENTS = ("sampling", "weights", "training", "optimizer", "scoring")
 
 
 @pytest.mark.slow
-def test_a_killed_process_resumes_to_the_unbroken_run(
-    qwen_folders: dict[str, Path], noise_rows: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_process_killed_five_times_ends_as_the_unbroken_run(
+    tuning: str, qwen_folders: dict[str, Path], noise_rows: dict[str, Path], tmp_path: Path
 ) -> None:
-    """SIGKILL after step 5, in a process of its own; this process resumes and compares."""
-    config = config_of(qwen_folders["qwen2_5_vl"], noise_rows, "full")
+    """SIGKILL at random moments: while it samples, runs a backward pass, scores a loss, and twice within a checkpoint, after the weights
+    and after the optimizer were written. Each time a new process goes on; the last one's run is the unbroken one to the bit."""
+    config = config_of(qwen_folders["qwen2_5_vl"], noise_rows, tuning)
+    config = config.model_copy(update={"steps": 14})
     train(config, tmp_path / "unbroken")
-    script = [sys.executable, "-c", KILLED, str(tmp_path / "unbroken" / "config.yaml"), str(tmp_path / "run")]
+    run = tmp_path / "run"
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 5
-    train(config, tmp_path / "run", resume=True)
-    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+    said = []
+    for seed, where in enumerate(MOMENTS):
+        script = [sys.executable, "-c", KILLED, tmp_path / "unbroken" / "config.yaml", run, where, seed]
+        done = subprocess.run(
+            list(map(str, script)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (run / "final").exists()
+        said.append(done.stderr)
+    assert ["left by an interrupted save, removed" in each for each in said] == [
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
+    train(config, run, resume=True)
+    assert_same_run(run, tmp_path / "unbroken")

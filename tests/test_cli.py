@@ -43,6 +43,9 @@ COMMANDS = {
     "demo": ["--out", "--quick"],
     "doctor": ["--json"],
     "tinyvl": [],
+    "bench": [],
+    "bench engine": ["--json", "--quick"],
+    "bench memory": ["MODEL_CONFIG", "--json"],
     "tinyvl build": ["KEY=VALUE", "--out", "--config"],
 }
 INTERVAL = {"value", "n", "low", "high"}

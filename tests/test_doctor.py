@@ -54,7 +54,7 @@ def test_working_environment(
     assert all(set(check) == {"state", "found", "advice"} for check in report["checks"].values())
     out = capsys.readouterr().out
     assert "extra trackio" in out
-    assert "contextrl_packed" in out
+    assert "over packed groups" in out
 
 
 def test_version_outside_the_declared_range_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tests.tiny_models import (
     worst_difference,
 )
 from vlm_contextrl import reference
-from vlm_contextrl.packing import Continuation, PackedBatch, PackedRow, dense_mask, pack, share_starts
+from vlm_contextrl.packing import Continuation, PackedBatch, PackedRow, pack, share_starts
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 
@@ -60,7 +60,8 @@ def test_layout_by_hand() -> None:
 
 def test_dense_mask_by_hand() -> None:
     """Row 0 of the case above: the second continuation (last row) sees the prompt and itself, not the first."""
-    mask = dense_mask([text_row([11, 12, 13], ([21, 22], 0), ([31], 0)), text_row([14, 15], ([41, 42], 1))])
+    rows = [text_row([11, 12, 13], ([21, 22], 0), ([31], 0)), text_row([14, 15], ([41, 42], 1))]
+    mask = pack(rows, counted, PAD).layout.dense_mask
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -129,7 +130,8 @@ def run_dense(
     oracle: Policy, rows: list[PackedRow], change: Callable[[PackedBatch, Tensor], None] = lambda *_: None
 ) -> Tensor:
     """The same packed row through transformers' own attention with the mask as a matrix; `change` spoils it."""
-    batch, mask = pack(rows, oracle.positions, PAD), dense_mask(rows)
+    batch = pack(rows, oracle.positions, PAD)
+    mask = batch.layout.dense_mask
     change(batch, mask)
     hidden = oracle.base.model(
         input_ids=batch.ids_BT,

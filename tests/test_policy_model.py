@@ -230,19 +230,6 @@ def test_gradient_checkpointing(
     assert worst_difference(found, expected) < 1e-6
 
 
-def test_head_in_chunks(qwen_folders: dict[str, Path]) -> None:
-    """Nine labels, two at a time: the same log-probs, entropies and gradients, checkpointed or not."""
-    policy = tiny_policy(qwen_folders["qwen2_5_vl"])
-    batch, _, _ = shared_image_batch(policy)
-    assert len(batch.labels_L) == 9
-    expected, expected_grads = policy(packed=batch)[:2], grads_of(policy, batch)
-    policy.head_chunk = 2
-    found, found_grads = policy(packed=batch)[:2], grads_of(policy, batch)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    assert worst_difference(found_grads, expected_grads) < 1e-5
-
-
 def test_temperature_and_entropy(qwen_folders: dict[str, Path]) -> None:
     """log softmax(logits / T) at the label, and -sum p log p of the same distribution, from the full logits."""
     policy = tiny_policy(qwen_folders["qwen2_5_vl"])

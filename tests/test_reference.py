@@ -8,17 +8,16 @@ rotary positions of the vision tower) are taken out for these tests. With them i
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from tests.tiny_models import (
     FAMILIES,
+    context_is_first,
     given_groups,
     gradients,
     image_pair,
@@ -33,6 +32,7 @@ from vlm_contextrl import reference
 from vlm_contextrl.evaluation import HeldOut
 from vlm_contextrl.pairs import ContrastivePair
 from vlm_contextrl.policy import Policy
+from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.runlog import RunDirectory
 from vlm_contextrl.terms import Update
 from vlm_contextrl.trainer import Trainer
@@ -41,18 +41,12 @@ SELECTION_WEIGHT = 0.5
 PAIRS = [image_pair(n, None) for n in range(5)]
 
 
-def orders(seed: int, n: int) -> list[bool]:
-    """Whether the context is first: what the trainer draws for these pairs from the generator of an update."""
-    rng = random.Random(seed)
-    return [rng.randrange(2) == 0 for _ in range(n)]
-
-
 def by_trainer(
     policy: Policy, config: Any, folder: Path, pairs: list[ContrastivePair], dtype: torch.dtype
 ) -> tuple[float, dict[str, Tensor]]:
     run = RunDirectory(folder, config, resume=False)
-    trainer = Trainer(config, run, Accelerator(), policy, [], [0], pairs, [0], HeldOut(config.data))
-    metrics = trainer.backward(Update(given_groups(policy, dtype), pairs, random.Random(3)))
+    trainer = Trainer(config, run, Ranks(), policy, [], [0], pairs, [0], HeldOut(config.data))
+    metrics = trainer.backward(Update(given_groups(policy, dtype), pairs, "3"))
     return metrics["loss"], gradients(policy)
 
 
@@ -67,7 +61,7 @@ def by_reference(
         [[c.ids for c in g.completions] for g in groups],
         [torch.tensor(g.rewards, dtype=dtype) for g in groups],
         pairs,
-        orders(3, len(pairs)),
+        [context_is_first("3", pair) for pair in pairs],
         reference.Settings(completions_per_prompt=3, selection_weight=SELECTION_WEIGHT),
     )
     loss.backward()
@@ -195,7 +189,9 @@ def test_a_step_goes_the_right_way(part: str, qwen_folders: dict[str, Path]) -> 
     completions = [[c.ids for c in g.completions] for g in groups]
     advantages = [reference.group_advantages(torch.tensor(g.rewards)) for g in groups]
     rewards = [torch.tensor(g.rewards) * (part == "policy") for g in groups]
-    pairs, first = (PAIRS, orders(0, len(PAIRS))) if part == "selection" else ([], [])
+    pairs, first = (
+        (PAIRS, [context_is_first("0", pair) for pair in PAIRS]) if part == "selection" else ([], [])
+    )
 
     @torch.no_grad()
     def worth() -> float:

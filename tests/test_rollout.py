@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny_models import FAMILIES, SPECIAL_TOKENS, ask, noise_image, plain_model, tiny_policy
+from vlm_contextrl import reference, rollout
 from vlm_contextrl.packing import Continuation, PackedRow, pack
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt
@@ -36,12 +38,8 @@ def prompts_of(policy: Policy) -> list[EncodedPrompt]:
     ]
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def drawn(policy: Policy, n: int = 4, seed: int = 0, **settings: Any) -> list[list[Completion]]:
-    options = {"max_new_tokens": 6, "temperature": 1.0, "generator": seeded(seed)} | settings
+    options = {"max_new_tokens": 6, "temperature": 1.0, "seeds": [seed, seed + 10, seed + 20]} | settings
     return sample(policy, prompts_of(policy), n, **options)
 
 
@@ -133,7 +131,7 @@ def test_frequencies_follow_the_temperature(qwen_folders: dict[str, Path]) -> No
     frequency within five standard errors."""
     policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
     n, prompt = 2000, prompts_of(policy)[1]
-    (group,) = sample(policy, [prompt], n, max_new_tokens=1, temperature=0.5, generator=seeded(0))
+    (group,) = sample(policy, [prompt], n, max_new_tokens=1, temperature=0.5, seeds=[0])
     counts_V = torch.bincount(
         torch.tensor([int(c.ids[0]) for c in group]), minlength=256 + len(SPECIAL_TOKENS)
     )
@@ -173,15 +171,90 @@ def test_completions_end_with_the_end_token(qwen_folders: dict[str, Path]) -> No
 
 
 def test_ends_of_some_do_not_change_the_others(qwen_folders: dict[str, Path]) -> None:
-    """Rows that are done go on as padding; a row's log-probs are the same with and without them beside it."""
+    """Sequences that ended leave the batch; the log-probs of the others are those of the plain forward."""
     policy = tiny_policy(qwen_folders["qwen3_vl"])
     raise_logits(policy, [policy.processor.tokenizer.eos_token_id], math.log(256))
     prompts, groups = prompts_of(policy), drawn(policy, n=8)
-    for prompt, group in zip(prompts, groups, strict=True):
-        row = PackedRow(prompt, tuple(Continuation(c.ids) for c in group))
-        with torch.no_grad():
-            logps_L = policy(packed=pack([row], policy.positions, 256))[0]
-        torch.testing.assert_close(torch.cat([c.logps for c in group]), logps_L, rtol=0, atol=1e-5)
+    flat = [(prompt, c) for prompt, group in zip(prompts, groups, strict=True) for c in group]
+    assert len({len(c.ids) for _, c in flat}) > 2
+    with torch.no_grad():
+        expected = reference.completion_logps(
+            policy.base, policy.processor, [p for p, _ in flat], [c.ids for _, c in flat], 1.0
+        )
+    for (_, completion), logps in zip(flat, expected, strict=True):
+        torch.testing.assert_close(completion.logps, logps, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_change_nothing(
+    family: str, qwen_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that is full after every two tokens gives what one for all six gives, while sequences end."""
+    policy = tiny_policy(qwen_folders[family], trainable=False)
+    raise_logits(policy, [policy.processor.tokenizer.eos_token_id], math.log(60))
+    expected = ids_of(drawn(policy, n=8))
+    made: list[int] = []
+    original = rollout._Stage.__init__
+
+    def counted(self: Any, *args: Any) -> None:
+        made.append(len(args[2]))
+        original(self, *args)
+
+    monkeypatch.setattr(rollout._Stage, "__init__", counted)
+    monkeypatch.setattr(rollout, "STAGE_TOKENS", 2)
+    assert ids_of(drawn(policy, n=8)) == expected
+    assert made[0] == 24
+    assert len(made) >= 3
+    assert made[-1] < 24
+
+
+def test_prompts_beside_it_do_not_change_what_is_sampled(qwen_folders: dict[str, Path]) -> None:
+    """Each prompt draws from its own seed: alone, together and in another order it gets the same completions."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
+    prompts, settings = prompts_of(policy), {"max_new_tokens": 6, "temperature": 1.0}
+    together = ids_of(sample(policy, prompts, 4, seeds=[1, 2, 3], **settings))
+    backwards = ids_of(sample(policy, prompts[::-1], 4, seeds=[3, 2, 1], **settings))[::-1]
+    alone = [ids_of(sample(policy, [p], 4, seeds=[i], **settings))[0] for i, p in enumerate(prompts, 1)]
+    assert together == backwards == alone
+    assert len({tuple(c) for c in together[0]}) > 1
+
+
+def test_every_prompt_needs_a_seed(qwen_folders: dict[str, Path]) -> None:
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
+    with pytest.raises(ValueError, match="3 prompts and 1 seeds"):
+        drawn(policy, seeds=[0])
+
+
+def test_drawing_by_hand() -> None:
+    """Probabilities 1/8, 1/8, 1/4, 1/2 with the third forbidden: 0.75 of the mass is left, so 0 .. 1/6 is the first, up to 1/3 the second,
+    the rest the fourth; the log-probability is of the whole distribution."""
+    logits = torch.tensor([0.125, 0.125, 0.25, 0.5]).log().expand(5, -1)
+    forbidden = torch.tensor([False, False, True, False])
+    chances = torch.tensor([0.0, 0.16, 0.17, 0.34, 1 - 2**-53], dtype=torch.float64)
+    tokens, logps = rollout._draw(logits, forbidden, 1.0, chances)
+    assert tokens.tolist() == [0, 0, 1, 3, 3]
+    torch.testing.assert_close(logps.exp(), torch.tensor([0.125, 0.125, 0.125, 0.5, 0.5]))
+
+
+def test_without_a_cuda_graph(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be recorded is run as it is, from the same cache, and one line says so."""
+
+    def fail(stream: Any) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    for name in ("CUDAGraph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "stream", fail)
+    layer = SimpleNamespace(cumulative_length=torch.tensor(3))
+
+    def forward() -> Tensor:
+        return torch.zeros(1)
+
+    assert rollout._capture(forward, SimpleNamespace(layers=[layer])) is forward
+    assert int(layer.cumulative_length) == 3
+    assert capsys.readouterr().err == (
+        "rollout: no CUDA graph (operation not permitted); decoding goes on without\n"
+    )
 
 
 def test_images_run_once_per_group(qwen_folders: dict[str, Path]) -> None:
@@ -193,5 +266,5 @@ def test_images_run_once_per_group(qwen_folders: dict[str, Path]) -> None:
     )
     prompt = prompts_of(policy)[0]
     for _ in range(2):
-        sample(policy, [prompt], 8, max_new_tokens=2, temperature=1.0, generator=seeded(0))
+        sample(policy, [prompt], 8, max_new_tokens=2, temperature=1.0, seeds=[0])
     assert seen == [1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny_models import (
+    context_is_first,
     given_groups,
     gradients,
     image_pair,
@@ -22,14 +22,15 @@ from tests.tiny_models import (
 from vlm_contextrl import terms
 from vlm_contextrl.config import PolicyTerm, SelectionTerm
 from vlm_contextrl.objectives.policy import PolicyBatch
+from vlm_contextrl.packing import under_budget
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.probe import contexts, selection_prompt
-from vlm_contextrl.terms import PolicyObjective, SelectionObjective, Term, Update, under_budget
+from vlm_contextrl.terms import PolicyObjective, SelectionObjective, Term, Update
 
 
 def update_of(policy: Policy, dtype: torch.dtype = torch.float32) -> Update:
     pairs = [image_pair(n, "8" if n % 2 else None) for n in range(5)]
-    return Update(given_groups(policy, dtype), pairs, random.Random(0))
+    return Update(given_groups(policy, dtype), pairs, "0")
 
 
 def policy_term(**settings: Any) -> PolicyObjective:
@@ -133,7 +134,7 @@ def test_groups_without_advantage_are_counted_but_not_run(
 def test_nothing_to_learn_from(qwen_folders: dict[str, Path]) -> None:
     """All rewards equal: no forward at all."""
     policy = tiny_policy(qwen_folders["qwen2_5_vl"])
-    update = Update(given_groups(policy)[3:], [], random.Random(0))
+    update = Update(given_groups(policy)[3:], [], "0")
     assert run(policy_term(), policy, update, 10**6) == (0, {"loss": 0.0}, {})
 
 
@@ -180,7 +181,7 @@ def test_gap_between_rollout_and_training(qwen_folders: dict[str, Path]) -> None
     for group, logps in zip(groups, per_group, strict=True):
         for completion, logp in zip(group.completions, logps, strict=True):
             completion.logps.copy_(logp + 0.5)
-    _, metrics, _ = run(policy_term(), policy, Update(groups, [], random.Random(0)), 200)
+    _, metrics, _ = run(policy_term(), policy, Update(groups, [], "0"), 200)
     assert metrics["rollout_gap"] == pytest.approx(0.5, abs=1e-5)
 
 
@@ -200,23 +201,23 @@ class Shown:
 
 
 def test_one_order_or_both(qwen_folders: dict[str, Path]) -> None:
-    """One row per pair in an order drawn from the update's generator, or two rows in both orders."""
+    """One row per pair in an order drawn from the update's seed and the pair's id, or two rows in both orders."""
     policy = Shown(tiny_policy(qwen_folders["qwen2_5_vl"]))
     pairs = [image_pair(n, None) for n in range(4)]
-    orders = random.Random(0)
     expected = []
     for pair in pairs:
         shown = contexts(policy.processor, pair)
         expected.append(
-            selection_prompt(policy.processor, pair, shown if orders.randrange(2) == 0 else shown[::-1])
+            selection_prompt(policy.processor, pair, shown if context_is_first("0", pair) else shown[::-1])
         )
-    [share() for share in selection_term().shares(policy, Update([], pairs, random.Random(0)), 10**6)]  # type: ignore[arg-type]
+    assert len({context_is_first("0", pair) for pair in pairs}) == 2
+    [share() for share in selection_term().shares(policy, Update([], pairs, "0"), 10**6)]  # type: ignore[arg-type]
     keys = [[image.key for image in p.images] for p in policy.prompts]
     assert keys == [[image.key for image in p.images] for p in expected]
 
     policy.prompts = []
     term = selection_term(orders="both")
-    [share() for share in term.shares(policy, Update([], pairs, random.Random(0)), 10**6)]  # type: ignore[arg-type]
+    [share() for share in term.shares(policy, Update([], pairs, "0"), 10**6)]  # type: ignore[arg-type]
     keys = [[image.key for image in p.images] for p in policy.prompts]
     for n, pair in enumerate(pairs):
         good, bad = (image.key for image in contexts(policy.processor, pair))  # type: ignore[union-attr]

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,8 +28,9 @@ from tests.tiny_models import (
 )
 from vlm_contextrl import reference, terms
 from vlm_contextrl.config import RunConfig
-from vlm_contextrl.errors import ContextRLError, InputError
+from vlm_contextrl.errors import ContextRLError
 from vlm_contextrl.policy import Policy
+from vlm_contextrl.scored_rollouts import ScoredRollouts
 from vlm_contextrl.trainer import train
 
 Make = Callable[..., RunConfig]
@@ -114,6 +114,20 @@ def record_batches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return batches
 
 
+def record_groups(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """The groups of every step."""
+    steps: list[list[Any]] = []
+    original = ScoredRollouts.__call__
+
+    def recorded(self: ScoredRollouts, step: int, rows: Any) -> Any:
+        groups, metrics = original(self, step, rows)
+        steps.append(list(groups.values()))
+        return groups, metrics
+
+    monkeypatch.setattr(ScoredRollouts, "__call__", recorded)
+    return steps
+
+
 def test_later_updates_compare_with_the_sampling_policy(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,15 +154,15 @@ def test_reference_is_the_untrained_model(
 ) -> None:
     """The first KL is 0 and the second is not; reference log-probs are those of the untouched model, before and
     after training, for full tuning and with adapters switched off."""
-    batches = record_batches(monkeypatch)
+    batches, sampled = record_batches(monkeypatch), record_groups(monkeypatch)
     objective = [{"term": "policy", "rewards": config().objective[0].rewards, "kl_coef": 0.5}]
     changed = config(steps=2, model={"tuning": tuning}, objective=objective, optim={"learning_rate": 1e-2})
     trainer = trainer_of(changed, tmp_path)
     kl = []
     model = plain_model(Path(changed.model.path))
     for step in (1, 2):
-        groups = trainer._rollout(step)
-        kl.append(trainer._update_all(step, groups)["kl"])
+        kl.append(trainer.step(step)["kl"])
+        groups = sampled[-1]
         prompts = [g.prompt for g in groups for _ in g.completions]
         completions = [c.ids for g in groups for c in g.completions]
         with torch.no_grad():
@@ -186,17 +200,11 @@ def test_means_over_the_updates_that_have_a_metric(
     found = iter([{"skipped_updates": 1.0}, {"skipped_updates": 0.0, "loss": 3.0}])
     trainer = trainer_of(config(optim={"prompts_per_update": 1}), tmp_path)
     monkeypatch.setattr(trainer, "update", lambda update: next(found))
-    assert trainer._update_all(1, trainer._rollout(1)) == {"loss": 3.0, "skipped_updates": 0.5}
+    found_metrics = trainer.step(1)
+    assert (found_metrics["loss"], found_metrics["skipped_updates"]) == (3.0, 0.5)
 
 
 # ---------------------------------------------------------------- what is refused at once
-
-
-def test_several_processes_are_refused(config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="started as 2 processes"):
-        train(config(), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -260,9 +268,9 @@ def test_two_steps_of_qwen3_vl(
 
 
 def test_learning_is_possible(config: Make, tmp_path: Path) -> None:
-    """Thirty steps: the reward, the share of odd bytes, rises by a tenth at least."""
+    """Forty steps: the reward, the share of odd bytes, rises by a tenth at least (by 0.12 to 0.15 with the seeds 0 to 3)."""
     seen: list[float] = []
-    changed = config(steps=30, optim={"learning_rate": 3e-3})
+    changed = config(steps=40, rollout={"completions_per_prompt": 12}, optim={"learning_rate": 3e-3})
     train(changed, tmp_path, on_step=lambda metrics: seen.append(metrics["reward_mean"]))
     assert sum(seen[-10:]) / 10 > sum(seen[:10]) / 10 + 0.1
 
@@ -270,11 +278,7 @@ def test_learning_is_possible(config: Make, tmp_path: Path) -> None:
 def test_bfloat16_products(config: Make, tmp_path: Path) -> None:
     """Under autocast the sampler and the packed forward round differently; the gap that is logged stays small,
     and the weights stay float32."""
-    AcceleratorState._reset_state(reset_partial_state=True)  # one precision per process otherwise
-    try:
-        metrics = train(config("qwen3_vl", steps=2, model={"autocast": "bf16"}), tmp_path)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    metrics = train(config("qwen3_vl", steps=2, model={"autocast": "bf16"}), tmp_path)
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["rollout_gap"] < 0.05
     assert {w.dtype for w in load_file(tmp_path / "final" / "model.safetensors").values()} == {torch.float32}

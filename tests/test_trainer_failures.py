@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny_models import given_update, records, run_config, tiny_policy, trainer_of
-from vlm_contextrl import reference
+from vlm_contextrl import reference, terms
 from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import ConfigError, DataError, InputError, MissingExtraError, RewardError
 from vlm_contextrl.policy import Policy
@@ -122,6 +123,59 @@ def test_updates_that_are_not_finite_are_skipped(value: float, config: Make, tmp
         poisoned_update()
     with pytest.raises(NonFiniteUpdatesError, match="3 updates in a row with a non-finite loss or gradient"):
         poisoned_update()
+
+
+def spoil_losses(monkeypatch: pytest.MonkeyPatch, spoiled: Callable[[int], bool]) -> None:
+    """Policy losses, counted from 1, that are not a number."""
+    original, calls = terms.policy_loss, 0
+
+    def policy_loss(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        loss, metrics = original(*args)
+        return (loss * math.nan if spoiled(calls) else loss), metrics
+
+    monkeypatch.setattr(terms, "policy_loss", policy_loss)
+
+
+def test_a_run_goes_on_after_a_loss_that_is_none(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of four updates is skipped and counted; the others train."""
+    spoil_losses(monkeypatch, lambda n: n == 2)
+    train(config(steps=4), tmp_path / "run")
+    assert [each["skipped_updates"] for each in records(tmp_path / "run", "metrics")] == [0.0, 1.0, 0.0, 0.0]
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+def test_ten_in_a_row_stop_the_run(config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Good updates 1 to 3, then none: the tenth bad one ends the run at step 13. The last good checkpoint, of step 2, and those after it
+    are kept as they were; the newest holds the weights of step 3. Without the fault the run goes on from there."""
+    changed = config(steps=20, log={"save_every": 2, "keep_checkpoints": 9})
+    with monkeypatch.context() as patch:
+        spoil_losses(patch, lambda n: n > 3)
+        with pytest.raises(NonFiniteUpdatesError, match="10 updates in a row"):
+            train(changed, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert len(records(tmp_path / "run", "metrics")) == 12
+    assert sorted(p.name for p in checkpoints.iterdir()) == [f"step_{n:06d}" for n in (2, 4, 6, 8, 10, 12)]
+    fourth, twelfth = (load_file(checkpoints / f"step_{n:06d}" / "trainable.safetensors") for n in (4, 12))
+    assert all(torch.equal(fourth[name], twelfth[name]) for name in fourth)
+    metrics = train(changed, tmp_path / "run", resume=True)
+    assert metrics["step"] == 20
+
+
+def test_a_wide_gap_between_rollout_and_training_is_said_once(
+    config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under autocast sampling and training round differently; with a limit below that there is one line, whatever the number of steps."""
+    changed = config(steps=3, model={"autocast": "bf16"}, rollout={"max_logp_gap": 1e-9})
+    metrics = train(changed, tmp_path / "run")
+    said = [line for line in capsys.readouterr().err.splitlines() if "rollout_gap" in line]
+    assert len(said) == 1
+    assert metrics["rollout_gap"] > 1e-9
+    train(config(steps=1), tmp_path / "quiet")
+    assert "rollout_gap" not in capsys.readouterr().err
 
 
 def failing_reward(completions: list[str], rows: list[dict[str, Any]]) -> list[float]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, Processor
 from vlm_contextrl.prompts import vqa_messages
+from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.rollout import Completion
 from vlm_contextrl.runlog import RunDirectory
 from vlm_contextrl.storage import read_pairs, read_questions
@@ -238,7 +238,7 @@ def given_groups(policy: Policy, dtype: torch.dtype = torch.float32) -> list[Gro
 
 def given_update(policy: Policy, dtype: torch.dtype = torch.float32) -> Update:
     """The groups above and three pairs, as one optimizer update."""
-    return Update(given_groups(policy, dtype), [image_pair(n) for n in range(3)], random.Random(0))
+    return Update(given_groups(policy, dtype), [image_pair(n) for n in range(3)], "0")
 
 
 def trainer_of(config: RunConfig, folder: Path, policy: Policy | None = None) -> Trainer:
@@ -248,7 +248,12 @@ def trainer_of(config: RunConfig, folder: Path, policy: Policy | None = None) ->
     questions, pairs = read_questions(config.data.questions), read_pairs(config.data.pairs)
     at = list(range(len(questions))), list(range(len(pairs)))
     policy = policy or load_policy(config.model)
-    return Trainer(config, run, Accelerator(), policy, questions, at[0], pairs, at[1], HeldOut(config.data))
+    return Trainer(config, run, Ranks(), policy, questions, at[0], pairs, at[1], HeldOut(config.data))
+
+
+def context_is_first(order_seed: str, pair: ContrastivePair) -> bool:
+    """The order in which an update with this seed shows a pair."""
+    return random.Random(f"{order_seed}:{pair.id}").randrange(2) == 0
 
 
 def records(run: Path, stream: str) -> list[dict[str, Any]]:

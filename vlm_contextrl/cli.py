@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from vlm_contextrl import __version__
-from vlm_contextrl.commands import diagnosis, measuring, pairs, training
+from vlm_contextrl.commands import benching, diagnosis, measuring, pairs, training
 from vlm_contextrl.errors import ContextRLError
 
 # Without markup typer leaves rich out of help, which is faster, and prints square brackets as they are.
@@ -50,6 +50,7 @@ app.command("probe")(measuring.probe)
 app.command("demo")(training.demo)
 app.command("doctor")(diagnosis.doctor)
 app.add_typer(training.tinyvl_app, name="tinyvl")
+app.add_typer(benching.app, name="bench")
 
 
 def main() -> None:

@@ -51,6 +51,10 @@ class ModelSettings(Record):
     )
     quantize_vision: bool = Field(False, description="nf4: the frozen vision tower in 4 bits, too")
     autocast: Literal["no", "bf16"] = Field("no", description="precision of matrix products")
+    attention: Literal["auto", "flash", "varlen", "flex", "two_part"] = Field(
+        "auto",
+        description="attention over packed groups (packed_kernels.py); auto: the first that works here",
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations of the language model in the backward pass"
     )
@@ -104,11 +108,23 @@ class DataSettings(Record):
 class RolloutSettings(Record):
     """Sampling of completions."""
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what decodes: the training model itself, or vLLM beside it (extra vllm)"
+    )
+    vllm_memory_share: float = Field(
+        0.3, gt=0, lt=1, description="engine vllm: its share of the device's memory"
+    )
+
     prompts_per_step: int = Field(256, ge=1, description="P: prompts per rollout")
     completions_per_prompt: int = Field(8, ge=2, description="G: completions per prompt, one group")
     max_new_tokens: int = Field(4096, ge=1, description="longest completion")
     temperature: float = Field(
         1.0, gt=0, description="sampling temperature; log-probabilities are taken at the same temperature"
+    )
+    max_logp_gap: float = Field(
+        0.1,
+        gt=0,
+        description="warn when rollout and training log-probabilities differ more (mean, nats per token)",
     )
 
 
@@ -128,7 +144,7 @@ class OptimSettings(Record):
         16384, ge=1, description="token budget of one forward; groups are never split"
     )
     max_skipped_updates: int = Field(
-        3, ge=1, description="stop after this many updates in a row with a non-finite loss or gradient"
+        10, ge=1, description="stop after this many updates in a row with a non-finite loss or gradient"
     )
 
 

@@ -177,10 +177,14 @@ def _bfloat16() -> Check:
 
 
 def _attention() -> Check:
+    import torch
+
     from vlm_contextrl import attention
+    from vlm_contextrl.packed_kernels import choose_kernel
 
     attention.register()
-    return Check("ok", f"{attention.PACKED}: two-part SDPA over packed groups")
+    kernel = choose_kernel("auto", "cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16)
+    return Check("ok", f"{kernel.name} over packed groups ({kernel.reason})")
 
 
 def _embedded_model() -> Check:

@@ -17,6 +17,7 @@ import torch
 from vlm_contextrl import attention
 from vlm_contextrl.config import ModelSettings
 from vlm_contextrl.errors import CheckpointError, MissingExtraError, first_line
+from vlm_contextrl.packed_kernels import announce, choose_kernel
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import load_processor
 
@@ -82,13 +83,29 @@ def load_policy(
         chat_template_kwargs=settings.chat_template,
     )
     model = _with_adapters(model, settings, trainable)
-    policy = Policy(model.to(device), processor, feature_cache_mib=settings.feature_cache_mib)
+    if type(model.get_output_embeddings()) is not torch.nn.Linear:  # log_probs.py reads its weight
+        raise CheckpointError(f"{settings.adapter}: adapts the LM head, which is not supported")
+    kernel = choose_kernel(settings.attention, device, product_dtype(settings))
+    announce(kernel, settings.attention)
+    policy = Policy(
+        model.to(device),
+        processor,
+        feature_cache_mib=settings.feature_cache_mib,
+        attention_kernel=kernel.name,
+    )
     if trainable and settings.gradient_checkpointing:
         # Only the language model: a frozen tower must not be recomputed, nor made part of the graph.
         language_model = policy.base.model.language_model
         renamed = getattr(language_model, "activation_checkpointing_enable", None)  # transformers 5.23
         (renamed or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
     return policy.train() if trainable else policy.eval().requires_grad_(False)
+
+
+def product_dtype(settings: ModelSettings) -> torch.dtype:
+    """Precision of matrix products."""
+    name = "bfloat16" if settings.autocast == "bf16" else settings.dtype
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def merge_adapter(policy: Policy, dtype: torch.dtype) -> None:
@@ -112,9 +129,7 @@ def _quantization(settings: ModelSettings) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16
-        if settings.autocast == "bf16"
-        else getattr(torch, settings.dtype),
+        bnb_4bit_compute_dtype=product_dtype(settings),
         # The whole path: "visual" alone matches nothing, and the tower would be quantised.
         llm_int8_skip_modules=["lm_head"] + ([] if settings.quantize_vision else ["model.visual"]),
     )

@@ -4,22 +4,24 @@ A row holds `prompt[:-1]`, then for each continuation `[last prompt token, s_0 .
 exactly one label and no token is computed twice. Rotary positions restart after the prompt for every continuation. The result equals
 the batch in which the prompt is repeated (tests/test_packing.py; exact in float64).
 
-Two ways to attend: `layout` for the two-part attention of attention.py, and `dense_mask` ([B, 1, T, T] booleans) as its oracle.
+The layout of a batch (packed_layout.py) is what the attention kernels work from; its `dense_mask` is their oracle.
 
 Shapes: B rows, T tokens of a padded row, L labelled positions over all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from vlm_contextrl.attention import PackedLayout, packed_layout
+from vlm_contextrl.packed_layout import PackedLayout
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage
 
+Item = TypeVar("Item")
 PositionsOf = Callable[[EncodedPrompt], Tensor]  # rotary positions [3, T] of one prompt
 
 
@@ -80,7 +82,7 @@ def pack(rows: Sequence[PackedRow], positions_of: PositionsOf, pad_id: int) -> P
     return PackedBatch(
         ids_BT,
         positions_3BT,
-        packed_layout(
+        PackedLayout.of(
             [len(r.prompt) - 1 for r in rows], [[len(c.ids) for c in r.continuations] for r in rows], T
         ),
         tuple(image for row in rows for image in row.prompt.images),
@@ -135,16 +137,17 @@ class _Alike:
         return True
 
 
-def dense_mask(rows: Sequence[PackedRow]) -> Tensor:
-    """What each position of the packed rows may see, [B, 1, T, T]: causal, own segment or prompt."""
-    T = max(row.n_tokens() for row in rows)
-    segment_BT = torch.full(
-        (len(rows), T), -1
-    )  # 0 prompt, i > 0 continuation, -1 padding (which sees itself: no softmax is empty)
-    for b, row in enumerate(rows):
-        start = len(row.prompt) - 1
-        segment_BT[b, :start] = 0
-        for i, continuation in enumerate(row.continuations, start=1):
-            segment_BT[b, start : (start := start + len(continuation.ids))] = i
-    query, key = segment_BT[:, :, None], segment_BT[:, None, :]
-    return ((query == key) | (key == 0)).logical_and(torch.ones(T, T, dtype=torch.bool).tril())[:, None]
+def under_budget(
+    items: Sequence[Item], n_tokens: Callable[[Item], int], budget_tokens: int
+) -> Iterator[list[Item]]:
+    """Consecutive items, as many as fit when padded to the longest; an item over the budget goes alone."""
+    batch: list[Item] = []
+    longest = 0
+    for item in items:
+        longest = max(longest, n_tokens(item))
+        if batch and longest * (len(batch) + 1) > budget_tokens:
+            yield batch
+            batch, longest = [], n_tokens(item)
+        batch.append(item)
+    if batch:
+        yield batch

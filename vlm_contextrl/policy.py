@@ -12,15 +12,17 @@ Shapes: B rows, T tokens, L labelled positions, H hidden size, O options, N visu
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vlm_contextrl.log_probs import label_log_probs
 from vlm_contextrl.packing import PackedBatch, pack, share_starts
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 
@@ -61,6 +63,12 @@ class FeatureCache:
             self.n_bytes -= self._items.popitem(last=False)[1].nbytes()
 
 
+@lru_cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    """What transformers calls it: `cache` from 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 class Policy(nn.Module):
     """A Qwen-VL model (plain or with adapters) with its processor."""
 
@@ -70,12 +78,12 @@ class Policy(nn.Module):
         processor: Processor,
         *,
         feature_cache_mib: float = 1024,
-        head_chunk: int = 2048,
+        attention_kernel: str = "two_part",
     ) -> None:
         super().__init__()
         self.model: Any = model  # transformers' classes and PEFT's wrappers have no common type
         self.processor = processor
-        self.head_chunk = head_chunk
+        self.attention_kernel = attention_kernel
         self._cache = FeatureCache(feature_cache_mib)
 
     @property
@@ -112,22 +120,9 @@ class Policy(nn.Module):
     def completion_logps(self, packed: PackedBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy (no gradient) of every labelled position, in nats, at the sampling temperature."""
         hidden_LH = self._labelled(packed)
-        labels_L = packed.labels_L.to(self.device)
-        chunks = [
-            checkpoint(self._head, h, y, temperature, use_reentrant=False)
-            if len(labels_L) > self.head_chunk
-            else self._head(h, y, temperature)
-            for h, y in zip(hidden_LH.split(self.head_chunk), labels_L.split(self.head_chunk), strict=True)
-        ]
-        return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
-
-    def _head(self, hidden_LH: Tensor, labels_L: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logits_LV = self.base.lm_head(hidden_LH)
-        if logits_LV.dtype != torch.float64:
-            logits_LV = logits_LV.float()
-        logps_LV = (logits_LV / temperature).log_softmax(-1)
-        entropy_L = -(logps_LV.detach().exp() * logps_LV.detach()).sum(-1)
-        return logps_LV.gather(-1, labels_L[:, None])[:, 0], entropy_L
+        return label_log_probs(
+            hidden_LH, self.base.lm_head.weight, packed.labels_L.to(self.device), temperature
+        )
 
     def option_logits(self, prompts: Sequence[EncodedPrompt], option_ids: Sequence[int]) -> Tensor:
         """Logits [B, O] of the option tokens after each prompt. Prompts that start alike share that start (`share_starts`)."""
@@ -137,6 +132,26 @@ class Policy(nn.Module):
         weight_OH = self.base.lm_head.weight[torch.tensor(list(option_ids), device=self.device)]
         logits_BO: Tensor = hidden_BH.to(weight_OH.dtype) @ weight_OH.T
         return logits_BO if logits_BO.dtype == torch.float64 else logits_BO.float()
+
+    def next_logits(
+        self,
+        ids_BT: Tensor,
+        positions_3BT: Tensor,
+        mask: Tensor,
+        cache: Any,
+        images: Sequence[ProcessedImage] = (),
+    ) -> Tensor:
+        """Logits [B, V] after the last of these tokens, which the cache takes up; the mask covers cached tokens too."""
+        hidden_BTH: Tensor = self.base.model(
+            input_ids=ids_BT,
+            position_ids=positions_3BT,
+            attention_mask=mask,
+            mm_encoder_outputs=self.encoder_outputs(images),
+            use_cache=True,
+            **{_cache_argument(self.base.model.forward.__func__): cache},
+        ).last_hidden_state
+        logits_BV: Tensor = self.base.lm_head(hidden_BTH[:, -1])
+        return logits_BV
 
     def pad(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Tensor]:
         """Token ids [B, T] and rotary positions [3, B, T] of prompts, padded on the left."""
@@ -165,7 +180,7 @@ class Policy(nn.Module):
             position_ids=packed.positions_3BT.to(self.device),
             mm_encoder_outputs=self.encoder_outputs(packed.images),
             use_cache=False,
-            layout=packed.layout.to(self.device),
+            layout=packed.layout.on(self.device, self.attention_kernel),
         ).last_hidden_state
         return hidden_BTH.flatten(0, 1)[packed.label_at_L.to(self.device)]
 

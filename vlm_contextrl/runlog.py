@@ -41,8 +41,11 @@ def check_run_folder(path: Path, config: RunConfig, *, resume: bool) -> None:
 class RunDirectory:
     """Files of one run."""
 
-    def __init__(self, path: Path, config: RunConfig, *, resume: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, config: RunConfig, *, resume: bool, writes: bool = True) -> None:
+        """Without `writes` (a rank that is not the first) nothing is made or written."""
+        self.path, self._writes, self._trackers = path, writes, []
+        if not writes:
+            return
         check_run_folder(path, config, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
         self._trackers = [_tracker(name, path, config) for name in config.log.trackers]
@@ -53,6 +56,8 @@ class RunDirectory:
 
     def truncate(self, step: int) -> None:
         """Drop records of steps after `step`: they are made again."""
+        if not self._writes:
+            return
         for stream in STREAMS:
             file = self.path / f"{stream}.jsonl"
             if file.is_file():
@@ -64,6 +69,8 @@ class RunDirectory:
 
     def write(self, stream: str, record: Mapping[str, Any]) -> None:
         """Append one record; numbers of metrics and evals go to the trackers too."""
+        if not self._writes:
+            return
         with (self.path / f"{stream}.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         if stream in ("metrics", "evals"):

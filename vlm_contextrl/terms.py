@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from vlm_contextrl.config import PolicyTerm, SelectionTerm
 from vlm_contextrl.objectives.policy import PolicyBatch, PolicyConfig, StepTotals, policy_loss
 from vlm_contextrl.objectives.selection_loss import SelectionBatch, SelectionConfig, selection_loss
-from vlm_contextrl.packing import Continuation, PackedRow, pack
+from vlm_contextrl.packing import Continuation, PackedRow, pack, under_budget
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.probe import contexts, option_ids, selection_prompt
@@ -29,7 +29,6 @@ from vlm_contextrl.rollout import Completion
 
 Metrics = dict[str, float]
 Share = Callable[[], tuple[Tensor, Metrics]]  # runs one forward: (share of the loss, shares of the metrics)
-Item = TypeVar("Item")
 
 
 @dataclass
@@ -51,13 +50,19 @@ class Group:
         return PackedRow(self.prompt, tuple(Continuation(c.ids) for c in self.completions))
 
 
+def alone(*numbers: float) -> tuple[float, ...]:
+    """Sums over the ranks when there is one."""
+    return numbers
+
+
 @dataclass(frozen=True)
 class Update:
-    """Data of one optimizer update."""
+    """This rank's data of one optimizer update."""
 
     groups: Sequence[Group]
     pairs: Sequence[ContrastivePair]
-    order_rng: random.Random
+    order_seed: str  # with a pair's id it decides the order in which the contexts are shown
+    total: Callable[..., tuple[float, ...]] = alone  # of numbers over all ranks
 
 
 class Term(Protocol):
@@ -66,22 +71,6 @@ class Term(Protocol):
     weight: float
 
     def shares(self, policy: Policy, update: Update, budget_tokens: int) -> Iterator[Share]: ...
-
-
-def under_budget(
-    items: Sequence[Item], n_tokens: Callable[[Item], int], budget_tokens: int
-) -> Iterator[list[Item]]:
-    """Consecutive items, as many as fit when padded to the longest; an item over the budget goes alone."""
-    batch: list[Item] = []
-    longest = 0
-    for item in items:
-        longest = max(longest, n_tokens(item))
-        if batch and longest * (len(batch) + 1) > budget_tokens:
-            yield batch
-            batch, longest = [], n_tokens(item)
-        batch.append(item)
-    if batch:
-        yield batch
 
 
 def completion_logps(
@@ -108,15 +97,16 @@ class PolicyObjective:
         )
 
     def shares(self, policy: Policy, update: Update, budget_tokens: int) -> Iterator[Share]:
-        completions = [c for g in update.groups for c in g.completions]
-        totals = StepTotals(len(completions), sum(len(c.ids) for c in completions))
         needed = [g for g in update.groups if self.config.kl_coef > 0 or bool(g.advantages_G.any())]
-        trained_tokens = sum(len(c.ids) for g in needed for c in g.completions)
+        sequences, tokens, trained_tokens = update.total(
+            sum(len(g.completions) for g in update.groups), _n_tokens(update.groups), _n_tokens(needed)
+        )
+        totals = StepTotals(sequences, tokens)
         for groups in under_budget(needed, lambda g: g.packed().n_tokens(), budget_tokens):
             yield lambda groups=groups: self._share(policy, groups, totals, trained_tokens)  # type: ignore[misc]
 
     def _share(
-        self, policy: Policy, groups: Sequence[Group], totals: StepTotals, trained_tokens: int
+        self, policy: Policy, groups: Sequence[Group], totals: StepTotals, trained_tokens: float
     ) -> tuple[Tensor, Metrics]:
         per_group, entropy_L = completion_logps(policy, groups, self.temperature)
         logps = [logp for group in per_group for logp in group]
@@ -144,6 +134,10 @@ class PolicyObjective:
         )
 
 
+def _n_tokens(groups: Sequence[Group]) -> int:
+    return sum(len(c.ids) for g in groups for c in g.completions)
+
+
 class SelectionObjective:
     """Context selection: teacher-forced option logits of both contexts."""
 
@@ -153,9 +147,13 @@ class SelectionObjective:
         self.config = SelectionConfig(settings.clip, settings.clip_value, settings.orders)
 
     def shares(self, policy: Policy, update: Update, budget_tokens: int) -> Iterator[Share]:
-        shown = [self._prompts(policy, pair, update.order_rng) for pair in update.pairs]
-        n_instances = sum(len(prompts) for prompts in shown) // self.config.rows_per_pair
-        ids = option_ids(policy.processor, update.pairs)
+        shown = [
+            self._prompts(policy, pair, random.Random(f"{update.order_seed}:{pair.id}"))
+            for pair in update.pairs
+        ]
+        (n_rows,) = update.total(sum(len(prompts) for prompts in shown))
+        n_instances = n_rows / self.config.rows_per_pair
+        ids = option_ids(policy.processor, update.pairs) if update.pairs else []
 
         def at_most(prompts: list[tuple[EncodedPrompt, int]]) -> int:
             return max(len(p) for p, _ in prompts) * len(prompts)
@@ -178,7 +176,7 @@ class SelectionObjective:
         return prompts
 
     def _share(
-        self, policy: Policy, batch: list[list[tuple[EncodedPrompt, int]]], ids: list[int], n_instances: int
+        self, policy: Policy, batch: list[list[tuple[EncodedPrompt, int]]], ids: list[int], n_instances: float
     ) -> tuple[Tensor, Metrics]:
         rows = [row for prompts in batch for row in prompts]
         _, _, logits_BO = policy(selection=[prompt for prompt, _ in rows], option_ids=ids)

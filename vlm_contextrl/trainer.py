@@ -3,50 +3,51 @@
 Every random choice is a function of (seed, step): the order of questions and pairs, the sampling of completions, the option orders. A
 checkpoint therefore holds weights, optimizer and two stream positions, and a resumed run repeats the unbroken one.
 
-Left out here: several processes, quantised weights, other rollout engines.
+Over several processes every rank takes its part of each update's questions and pairs, groups whole. Adapters are replicated and their
+gradients added once per update; full fine-tuning is sharded (sharding.py).
 """
 
 from __future__ import annotations
 
 import math
-import os
-import random
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from vlm_contextrl.checkpoints import export, latest_checkpoint, load_checkpoint, save_checkpoint
+from vlm_contextrl.checkpoints import export, load_checkpoint, save_checkpoint, usable_checkpoint
 from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm
 from vlm_contextrl.errors import ContextRLError, InputError
 from vlm_contextrl.evaluation import HeldOut
-from vlm_contextrl.models import load_policy
-from vlm_contextrl.objectives.advantages import group_advantages
-from vlm_contextrl.objectives.policy import VARIANTS
+from vlm_contextrl.models import load_policy, product_dtype
+from vlm_contextrl.packing import under_budget
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.prompt_lengths import Overlong, pair_length, question_length
+from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.reference_model import ReferenceModel
-from vlm_contextrl.rewards import combined_rewards, load_reward
-from vlm_contextrl.rollout import Completion, sample
+from vlm_contextrl.rewards import load_reward
+from vlm_contextrl.rollout import Engine, OwnEngine
 from vlm_contextrl.runlog import RunDirectory, check_run_folder
+from vlm_contextrl.scored_rollouts import ScoredRollouts
+from vlm_contextrl.sharding import clip_gradients, gathered, is_sharded, shard
 from vlm_contextrl.storage import content_hash, read_pairs, read_questions
 from vlm_contextrl.streams import ShuffledStream
 from vlm_contextrl.terms import (
     Group,
+    Metrics,
     PolicyObjective,
     SelectionObjective,
     Term,
     Update,
     completion_logps,
-    under_budget,
 )
-from vlm_contextrl.vqa import question_prompt
 
 
 class NonFiniteUpdatesError(ContextRLError, RuntimeError):
@@ -60,12 +61,26 @@ def train(
     resume: bool = False,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Run (or resume) a training run; returns the last step's metrics. The result is in `run_dir/final`."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"started as {os.environ['WORLD_SIZE']} processes: training runs in one process so far; start it without torchrun"
-        )
-    check_run_folder(run_dir, config, resume=resume)
+    """Run (or resume) a training run; returns the last step's metrics. The result is in `run_dir/final`.
+
+    Under torchrun every process calls this, and the first one writes.
+    """
+    ranks = Ranks.join()
+    try:
+        return _train(config, run_dir, ranks, resume, on_step)
+    finally:
+        ranks.leave()
+
+
+def _train(
+    config: RunConfig,
+    run_dir: Path,
+    ranks: Ranks,
+    resume: bool,
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
+    if ranks.is_first:
+        check_run_folder(run_dir, config, resume=resume)
     for term in config.objective:
         if isinstance(term, PolicyTerm):
             for name in term.rewards:
@@ -73,26 +88,31 @@ def train(
     questions = read_questions(config.data.questions)
     pairs = read_pairs(config.data.pairs) if config.data.pairs else []
     held_out = HeldOut(config.data)
-    accelerator = Accelerator(mixed_precision=config.model.autocast)
-    torch.manual_seed(config.seed)  # adapters start from random numbers
-    policy = load_policy(config.model, accelerator.device)
+    policy = load_for_training(config, ranks)
     rejects = Overlong(config)
     question_at = rejects.usable(policy, questions, "questions", question_length)
     pair_at = rejects.usable(policy, pairs, "pairs", pair_length) if pairs else []
-    run = RunDirectory(run_dir, config, resume=resume)
-    rejects.write(run)
-    trainer = Trainer(config, run, accelerator, policy, questions, question_at, pairs, pair_at, held_out)
+    run = RunDirectory(run_dir, config, resume=resume, writes=ranks.is_first)
+    if ranks.is_first:
+        rejects.write(run)
+    trainer = Trainer(config, run, ranks, policy, questions, question_at, pairs, pair_at, held_out)
     return trainer.fit(resume, on_step)
 
 
+def load_for_training(config: RunConfig, ranks: Ranks) -> Policy:
+    """The policy on this rank's device."""
+    torch.manual_seed(config.seed)  # adapters start from random numbers
+    return load_policy(config.model, ranks.device)
+
+
 class Trainer:
-    """One process, one policy."""
+    """One policy, in one process or as one of several ranks."""
 
     def __init__(
         self,
         config: RunConfig,
         run: RunDirectory,
-        accelerator: Accelerator,
+        ranks: Ranks,
         policy: Policy,
         questions: Sequence[QuestionRow],
         question_at: list[int],
@@ -100,7 +120,7 @@ class Trainer:
         pair_at: list[int],
         held_out: HeldOut,
     ) -> None:
-        self.config, self.run, self.accelerator, self.policy = config, run, accelerator, policy
+        self.config, self.run, self.ranks, self.policy = config, run, ranks, policy
         self.questions, self.question_at = questions, question_at
         self.pairs, self.pair_at = pairs, pair_at
         self.held_out = held_out
@@ -111,7 +131,7 @@ class Trainer:
         self.steps = config.steps or math.ceil(
             (config.epochs or 0) * len(question_at) / config.rollout.prompts_per_step
         )
-        self.policy_term = next(t for t in config.objective if isinstance(t, PolicyTerm))
+        policy_term = next(t for t in config.objective if isinstance(t, PolicyTerm))
         self.selection_term = next((t for t in config.objective if isinstance(t, SelectionTerm)), None)
         rollout = config.rollout
         self.terms: list[Term] = [
@@ -120,18 +140,36 @@ class Trainer:
             else SelectionObjective(t)
             for t in config.objective
         ]
-        style = config.data.prompt_style
-        self.rewards = [
-            (name, load_reward(name, style), weight) for name, weight in self.policy_term.rewards.items()
-        ]
+        if ranks.world > 1 and config.model.tuning == "full":
+            shard(policy, ranks, product_dtype(config.model))
         self.trainable = [p for p in policy.parameters() if p.requires_grad]
+        if not is_sharded(policy):
+            ranks.copy_from_first(p.detach() for p in self.trainable)
         optim = config.optim
         self.optimizer = torch.optim.AdamW(
             self.trainable, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
         )
-        needs_reference = self.policy_term.kl_coef > 0
-        self.reference = ReferenceModel(config.model, policy, accelerator.device) if needs_reference else None
+        needs_reference = policy_term.kl_coef > 0
+        self.reference = ReferenceModel(config.model, policy, ranks) if needs_reference else None
+        self.rollouts = ScoredRollouts(config, policy, ranks, self._engine())
         self.skipped_in_a_row = 0
+        self.warned_of_gap = False
+
+    def _engine(self) -> Engine:
+        rollout, data = self.config.rollout, self.config.data
+        if rollout.engine == "transformers":
+            budget = self.config.optim.tokens_per_micro_batch // rollout.completions_per_prompt
+            return OwnEngine(max(1, budget))
+        from vlm_contextrl.vllm_engine import VllmEngine
+
+        return VllmEngine(
+            self.config.model,
+            self.policy.processor,
+            max_model_len=data.max_prompt_tokens + rollout.max_new_tokens,
+            max_images=max(1, *(len(self.questions[i].images) for i in self.question_at)),
+            gpu_memory_share=rollout.vllm_memory_share,
+            seed=self.config.seed,
+        )
 
     # ------------------------------------------------------------ the loop
 
@@ -144,24 +182,51 @@ class Trainer:
         with self._progress() as bar:
             task = bar.add_task("training", total=self.steps, completed=start, reward="", selection="")
             for step in range(start + 1, self.steps + 1):
-                began = time.monotonic()
-                groups = self._rollout(step)
-                rolled = time.monotonic()
-                metrics = {"step": step, **self._reward_metrics(groups), **self._update_all(step, groups)}
-                self.run.write("metrics", metrics)
-                self._write_samples(step, groups)
-                self.run.write(
-                    "timings",
-                    {"step": step, "rollout_s": rolled - began, "update_s": time.monotonic() - rolled},
-                )
+                metrics = self.step(step)
                 if step % self.config.log.save_every == 0 or step == self.steps:
                     self._save(step)
                 self._evaluate_if_due(step)
                 bar.update(task, completed=step, **_bar_fields(metrics))
                 if on_step:
                     on_step(metrics)
-        export(self.policy, self.run.path / "final")
+        export(self.policy, self.run.path / "final", writes=self.ranks.is_first)
+        self.ranks.wait()
         return metrics
+
+    def step(self, step: int) -> dict[str, Any]:
+        """One rollout and its updates, written to the run directory."""
+        began = time.monotonic()
+        per_step, per_update = self.config.rollout.prompts_per_step, self.config.optim.prompts_per_update
+        taken = self.question_stream.take(per_step)
+        chunks = [self.ranks.part(range(at, at + per_update)) for at in range(0, per_step, per_update)]
+        rows = {p: self.questions[self.question_at[taken[p]]] for chunk in chunks for p in chunk}
+        with self.autocast():
+            groups, about_rollouts = self.rollouts(step, rows)
+        rolled = time.monotonic()
+        updated = self._update_all(step, [[groups[p] for p in chunk] for chunk in chunks])
+        metrics = {"step": step, **about_rollouts, **updated}
+        self._watch_gap(metrics)
+        self.run.write("metrics", metrics)
+        self._write_samples(step, list(groups.values()))
+        times = {"step": step, "rollout_s": rolled - began, "update_s": time.monotonic() - rolled}
+        self.run.write("timings", times)
+        return metrics
+
+    def autocast(self) -> Any:
+        """Matrix products in bfloat16 where the configuration says so."""
+        half = self.config.model.autocast == "bf16"
+        return torch.autocast(self.ranks.device.type, torch.bfloat16) if half else nullcontext()
+
+    def _watch_gap(self, metrics: dict[str, Any]) -> None:
+        """Say once that the completions are not those of the policy that trains on them."""
+        gap, limit = metrics.get("rollout_gap", 0.0), self.config.rollout.max_logp_gap
+        if gap > limit and not self.warned_of_gap and self.ranks.is_first:
+            self.warned_of_gap = True
+            print(
+                f"step {metrics['step']}: rollout_gap is {gap:.3g} nats per token, over rollout.max_logp_gap {limit:g}: sampling and "
+                "training round differently, or one of them is wrong; look at model.dtype, model.autocast, rollout.engine",
+                file=sys.stderr,
+            )
 
     def _progress(self) -> Any:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -169,77 +234,14 @@ class Trainer:
         return Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TextColumn("{task.fields[reward]}  {task.fields[selection]}"), TimeRemainingColumn(),
+            disable=not self.ranks.is_first,
         )  # fmt: skip
-
-    # ------------------------------------------------------------ rollout and reward
-
-    def _rollout(self, step: int) -> list[Group]:
-        rollout = self.config.rollout
-        rows = [
-            self.questions[self.question_at[i]] for i in self.question_stream.take(rollout.prompts_per_step)
-        ]
-        prompts = [question_prompt(self.policy.processor, row, self.config.data.prompt_style) for row in rows]
-        generator = torch.Generator(self.policy.device).manual_seed(_seed(self.config.seed, step))
-        sampled: list[list[Completion]] = []
-        self.policy.eval()
-        budget = max(1, self.config.optim.tokens_per_micro_batch // rollout.completions_per_prompt)
-        with self.accelerator.autocast():
-            for batch in under_budget(prompts, len, budget):
-                sampled += sample(
-                    self.policy,
-                    batch,
-                    rollout.completions_per_prompt,
-                    max_new_tokens=rollout.max_new_tokens,
-                    temperature=rollout.temperature,
-                    generator=generator,
-                )
-        self.policy.train()
-        return self._score(rows, prompts, sampled)
-
-    def _score(
-        self, rows: list[QuestionRow], prompts: list[EncodedPrompt], sampled: list[list[Completion]]
-    ) -> list[Group]:
-        texts = [[self.policy.processor.decode(c.ids.tolist()) for c in group] for group in sampled]
-        flat_rows: list[Mapping[str, Any]] = [
-            {
-                "id": r.id,
-                "query": r.query,
-                "answer": r.answer,
-                "answer_type": r.answer_type,
-                "options": r.options,
-            }
-            for r, group in zip(rows, sampled, strict=True)
-            for _ in group
-        ]
-        totals, per_reward = combined_rewards(self.rewards, [t for group in texts for t in group], flat_rows)
-        G = self.config.rollout.completions_per_prompt
-        rewards_PG = torch.tensor(totals).view(-1, G)
-        scale = self.policy_term.advantage_scale or VARIANTS[self.policy_term.variant].advantage_scale
-        advantages_PG, metrics = group_advantages(rewards_PG, scale)
-        self._last_reward_metrics = {name: float(value) for name, value in metrics.items()} | {
-            name: sum(values) / len(values) for name, values in per_reward.items()
-        }
-        return [
-            Group(row, prompt, completions, group_texts, rewards_PG[p].tolist(), advantages_PG[p])
-            for p, (row, prompt, completions, group_texts) in enumerate(
-                zip(rows, prompts, sampled, texts, strict=True)
-            )
-        ]
-
-    def _reward_metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        completions = [c for g in groups for c in g.completions]
-        return {
-            **self._last_reward_metrics,
-            "completion_tokens": sum(len(c.ids) for c in completions) / len(completions),
-            "truncated": sum(c.truncated for c in completions) / len(completions),
-        }
 
     # ------------------------------------------------------------ updates
 
-    def _update_all(self, step: int, groups: list[Group]) -> dict[str, float]:
+    def _update_all(self, step: int, chunks: Sequence[Sequence[Group]]) -> dict[str, float]:
         """All optimizer updates of one rollout; metrics are means over updates."""
-        per_update = self.config.optim.prompts_per_update
-        chunks = [groups[i : i + per_update] for i in range(0, len(groups), per_update)]
+        groups = [group for chunk in chunks for group in chunk]
         if len(chunks) > 1:
             self._fill_logps(groups, self.policy, "old_logps")
         if self.reference is not None:
@@ -251,9 +253,9 @@ class Trainer:
             pairs: list[ContrastivePair] = []
             if self.selection_term is not None:
                 taken = self.pair_stream.take(self.selection_term.pairs_per_update)
-                pairs = [self.pairs[self.pair_at[i]] for i in taken]
-            rng = random.Random(f"{self.config.seed}:orders:{step}:{number}")
-            collected.append(self.update(Update(chunk, pairs, rng)))
+                pairs = [self.pairs[self.pair_at[i]] for i in self.ranks.part(taken)]
+            order_seed = f"{self.config.seed}:orders:{step}:{number}"
+            collected.append(self.update(Update(chunk, pairs, order_seed, self.ranks.total)))
         per_name: dict[str, list[float]] = defaultdict(list)
         for metrics in collected:
             for name, value in metrics.items():
@@ -263,7 +265,7 @@ class Trainer:
     def update(self, update: Update) -> dict[str, float]:
         """One optimizer update; a loss or gradient that is not finite leaves the weights as they are."""
         metrics = self.backward(update)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable, self.config.optim.max_grad_norm))
+        norm = clip_gradients(self.trainable, self.config.optim.max_grad_norm)
         finite = math.isfinite(norm) and math.isfinite(metrics["loss"])
         if finite:
             self.optimizer.step()
@@ -284,18 +286,37 @@ class Trainer:
         }
 
     def backward(self, update: Update) -> dict[str, float]:
-        """Gradients of the weighted sum of all terms, micro-batch by micro-batch."""
+        """Gradients of the weighted sum of all terms, micro-batch by micro-batch, summed over the ranks; metrics likewise."""
         self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {"loss": 0.0}
         for term in self.terms:
-            for share in term.shares(self.policy, update, self.config.optim.tokens_per_micro_batch):
-                with self.accelerator.autocast():
+            shares = list(term.shares(self.policy, update, self.config.optim.tokens_per_micro_batch))
+            if is_sharded(
+                self.policy
+            ):  # ranks meet in every layer, so all make as many passes as the busiest
+                shares += [self._idle] * (max(self.ranks.gather(len(shares))) - len(shares))
+            for share in shares:
+                with self.autocast():
                     loss, parts = share()
-                self.accelerator.backward(term.weight * loss)
+                (term.weight * loss + self._touch()).backward()
                 metrics["loss"] += term.weight * float(loss.detach())
                 for name, value in parts.items():
                     metrics[name] = metrics.get(name, 0.0) + value
-        return metrics
+        if not is_sharded(self.policy):
+            self.ranks.add_gradients(self.trainable)
+        return self.ranks.total_by_name(metrics)
+
+    def _idle(self) -> tuple[torch.Tensor, Metrics]:
+        """A pass with no part in the loss."""
+        pad = self.policy.processor.tokenizer.pad_token_id
+        logits_BO = self.policy(selection=[EncodedPrompt(torch.tensor([pad, pad]))], option_ids=[0, 1])[2]
+        return 0 * logits_BO.sum(), {}
+
+    def _touch(self) -> torch.Tensor | float:
+        """0, with a gradient of 0 for a sharded vision tower: a rank whose micro-batch has no image must not leave it out."""
+        if not (is_sharded(self.policy) and self.policy.vision_is_trained):
+            return 0.0
+        return 0 * torch.stack([p.sum() for p in self.policy.base.model.visual.parameters()]).sum()
 
     def _set_learning_rate(self, step: int) -> None:
         optim = self.config.optim
@@ -308,20 +329,23 @@ class Trainer:
     @torch.no_grad()
     def _fill_logps(self, groups: Sequence[Group], policy: Policy, name: str) -> None:
         budget = self.config.optim.tokens_per_micro_batch
-        for batch in under_budget(groups, lambda g: g.packed().n_tokens(), budget):
-            with self.accelerator.autocast():
+        with gathered(policy), self.autocast():
+            for batch in under_budget(groups, lambda g: g.packed().n_tokens(), budget):
                 per_group, _ = completion_logps(policy, batch, self.config.rollout.temperature)
-            for group, logps in zip(batch, per_group, strict=True):
-                setattr(group, name, logps)
+                for group, logps in zip(batch, per_group, strict=True):
+                    setattr(group, name, logps)
 
     # ------------------------------------------------------------ evaluation, samples, checkpoints
 
     def _evaluate_if_due(self, step: int) -> None:
         every = self.config.log.eval_every
-        if every and step % every == 0 and step not in [done["step"] for done in self.run.read("evals")]:
-            with self.accelerator.autocast():  # the precision of training
-                measured = self.held_out.measure(self.policy, self.config.rollout.max_new_tokens)
-            self.run.write("evals", {"step": step, **measured})
+        done = self.ranks.from_first(lambda: [each["step"] for each in self.run.read("evals")])
+        if every and step % every == 0 and step not in done:
+            with gathered(self.policy), self.autocast():  # the precision of training
+                if self.ranks.is_first:
+                    measured = self.held_out.measure(self.policy, self.config.rollout.max_new_tokens)
+                    self.run.write("evals", {"step": step, **measured})
+            self.ranks.wait()
 
     def _write_samples(self, step: int, groups: Sequence[Group]) -> None:
         for g in groups[: self.config.log.samples_per_step]:
@@ -339,10 +363,12 @@ class Trainer:
             "skipped_in_a_row": self.skipped_in_a_row,
         }
         folder = self.run.path / "checkpoints"
-        save_checkpoint(folder, self.policy, self.optimizer, state, self.config.log.keep_checkpoints)
+        keep, first = self.config.log.keep_checkpoints, self.ranks.is_first
+        save_checkpoint(folder, self.policy, self.optimizer, state, keep, writes=first)
+        self.ranks.wait()
 
     def _resume(self) -> int:
-        place = latest_checkpoint(self.run.path / "checkpoints")
+        place = self.ranks.from_first(lambda: usable_checkpoint(self.run.path / "checkpoints"))
         if place is None:
             self.run.truncate(0)
             return 0
@@ -363,7 +389,3 @@ def _bar_fields(metrics: dict[str, Any]) -> dict[str, str]:
         "reward": f"reward {metrics['reward_mean']:.2f}",
         "selection": "" if selection is None else f"selection {selection:.2f}",
     }
-
-
-def _seed(seed: int, step: int) -> int:
-    return random.Random(f"{seed}:rollout:{step}").getrandbits(62)

@@ -1,0 +1,84 @@
+"""Full fine-tuning over several processes: weights, gradients and optimizer states in shards (FSDP2, torch.distributed.fsdp.fully_shard).
+
+Each decoder layer is gathered for its forward and backward pass; what is outside the layers (embeddings, LM head, a trained vision tower)
+stays gathered during an update. A frozen vision tower is not sharded. Sampling and passes without gradients run in `gathered`, where every
+rank holds all weights and none waits for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vlm_contextrl.policy import Policy
+from vlm_contextrl.ranks import Ranks
+
+
+def shard(policy: Policy, ranks: Ranks, product_dtype: torch.dtype) -> None:
+    """Shard in place. Gradients are summed over ranks, in float32; gathered weights have the precision of matrix products."""
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    precision = MixedPrecisionPolicy(
+        param_dtype=product_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    layers: list[nn.Module] = list(policy.base.model.language_model.layers)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
+    tower = policy.base.model.visual
+    replicated = set() if policy.vision_is_trained else set(tower.parameters())
+    fully_shard(
+        policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False, ignored_params=replicated
+    )
+    for module in _sharded(policy):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo has nothing else
+    policy()  # an empty forward, by which the layers learn that the policy is their root
+    for module in _sharded(policy):
+        module.reshard()  # `parameters()` are shards from here on, which is what the optimizer must hold
+
+
+@contextmanager
+def gathered(policy: Policy) -> Iterator[None]:
+    """All weights on every rank within the block. Nothing happens for a policy that is not sharded."""
+    modules = _sharded(policy)
+    for module in modules:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.set_reshard_after_forward(not isinstance(module, Policy), recurse=False)
+            module.reshard()
+
+
+def is_sharded(policy: Policy) -> bool:
+    return isinstance(policy, FSDPModule)
+
+
+def _sharded(policy: Policy) -> list[FSDPModule]:
+    return [module for module in policy.modules() if isinstance(module, FSDPModule)]
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their norm over all ranks is at most `max_norm`; returns the norm before."""
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor in host memory, of a shard or of an ordinary one. All ranks must ask for it."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu()
+
+
+def fitting(full: Tensor, like: Tensor) -> Tensor:
+    """A full tensor in the way that another is stored: this rank's shard of it, or itself."""
+    if not isinstance(like, DTensor):
+        return full
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
