@@ -287,7 +287,7 @@ def test_the_embedded_model_is_counted_as_its_file_has_it() -> None:
 
 
 def test_known_shapes_have_the_published_number_of_parameters() -> None:
-    """The totals that the hub shows for these repositories."""
+    """The parameter counts of these repositories."""
     counts = {path: sum(p.numel() for p in empty_model(model_config(path)[0]).parameters()) for path in KNOWN}
     assert counts == {
         "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
@@ -349,7 +349,11 @@ def test_estimate_by_hand(qwen_folders: dict[str, Path], noise_rows: dict[str, P
     folder = qwen_folders["qwen2_5_vl"]
     terms = [{"term": "policy", "kl_coef": 0.01}, {"term": "selection_loss", "weight": 0.1}]
     config = run_config(
-        folder, noise_rows, objective=terms, optim={"tokens_per_micro_batch": 2000, "prompts_per_update": 2}
+        folder,
+        noise_rows,
+        objective=terms,
+        optim={"tokens_per_micro_batch": 2000, "prompts_per_update": 2},
+        rollout={"sequences_at_once": 8},
     )
     found = estimate(config)
     assert found["assumed"] == {

@@ -45,7 +45,7 @@ COMMANDS = {
     "tinyvl": [],
     "bench": [],
     "bench engine": ["--json", "--quick"],
-    "bench memory": ["MODEL_CONFIG", "--json"],
+    "bench memory": ["CONFIG", "KEY=VALUE", "--json"],
     "tinyvl build": ["KEY=VALUE", "--out", "--config"],
 }
 INTERVAL = {"value", "n", "low", "high"}

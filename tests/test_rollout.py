@@ -219,6 +219,16 @@ def test_prompts_beside_it_do_not_change_what_is_sampled(qwen_folders: dict[str,
     assert len({tuple(c) for c in together[0]}) > 1
 
 
+@pytest.mark.parametrize(("prompt_tokens", "sequences"), [(10**6, 100), (10**6, 4), (1, 100), (10**6, 9)])
+def test_batches_change_nothing(prompt_tokens: int, sequences: int, qwen_folders: dict[str, Path]) -> None:
+    """All prompts at once, one at a time for the sake of the cache or of the prefill, or two and one."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
+    settings = {"max_new_tokens": 4, "temperature": 1.0, "seeds": [1, 2, 3]}
+    engine = rollout.OwnEngine(prompt_tokens, sequences)
+    expected = sample(policy, prompts_of(policy), 4, **settings)
+    assert ids_of(engine.sample(policy, prompts_of(policy), 4, **settings)) == ids_of(expected)
+
+
 def test_every_prompt_needs_a_seed(qwen_folders: dict[str, Path]) -> None:
     policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
     with pytest.raises(ValueError, match="3 prompts and 1 seeds"):

@@ -121,6 +121,11 @@ class RolloutSettings(Record):
     temperature: float = Field(
         1.0, gt=0, description="sampling temperature; log-probabilities are taken at the same temperature"
     )
+    sequences_at_once: int = Field(
+        64,
+        ge=1,
+        description="completions decoded together (engine transformers): more is faster and takes more memory",
+    )
     max_logp_gap: float = Field(
         0.1,
         gt=0,

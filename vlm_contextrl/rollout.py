@@ -14,7 +14,7 @@ completion, K cached tokens, V vocabulary.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,10 +57,11 @@ class Engine(Protocol):
 
 
 class OwnEngine:
-    """The policy decodes itself, adapters merged, as many prompts at once as a token budget allows."""
+    """The policy decodes itself, adapters merged. prompt_tokens: budget of one prefill; sequences: completions decoded together, at
+    least one group."""
 
-    def __init__(self, budget_tokens: int) -> None:
-        self.budget_tokens = budget_tokens
+    def __init__(self, prompt_tokens: int, sequences: int) -> None:
+        self.prompt_tokens, self.sequences = prompt_tokens, sequences
 
     def sync(self, policy: Policy) -> None:
         pass
@@ -77,7 +78,7 @@ class OwnEngine:
     ) -> list[list[Completion]]:
         sampled = []
         with merged_adapters(policy.model):
-            for batch in under_budget(range(len(prompts)), lambda p: len(prompts[p]), self.budget_tokens):
+            for batch in self._batches(prompts, n):
                 sampled += sample(
                     policy,
                     [prompts[p] for p in batch],
@@ -87,6 +88,11 @@ class OwnEngine:
                     seeds=[seeds[p] for p in batch],
                 )
         return sampled
+
+    def _batches(self, prompts: Sequence[EncodedPrompt], n: int) -> Iterator[list[int]]:
+        most = max(1, self.sequences // n)
+        for batch in under_budget(range(len(prompts)), lambda p: len(prompts[p]), self.prompt_tokens):
+            yield from (batch[at : at + most] for at in range(0, len(batch), most))
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from vlm_contextrl.checkpoints import export, load_checkpoint, save_checkpoint, usable_checkpoint
@@ -158,8 +159,7 @@ class Trainer:
     def _engine(self) -> Engine:
         rollout, data = self.config.rollout, self.config.data
         if rollout.engine == "transformers":
-            budget = self.config.optim.tokens_per_micro_batch // rollout.completions_per_prompt
-            return OwnEngine(max(1, budget))
+            return OwnEngine(self.config.optim.tokens_per_micro_batch, rollout.sequences_at_once)
         from vlm_contextrl.vllm_engine import VllmEngine
 
         return VllmEngine(
@@ -208,8 +208,15 @@ class Trainer:
         self._watch_gap(metrics)
         self.run.write("metrics", metrics)
         self._write_samples(step, list(groups.values()))
-        times = {"step": step, "rollout_s": rolled - began, "update_s": time.monotonic() - rolled}
-        self.run.write("timings", times)
+        self.run.write(
+            "timings",
+            {
+                "step": step,
+                "rollout_s": rolled - began,
+                "update_s": time.monotonic() - rolled,
+                "host_mib": psutil.Process().memory_info().rss / 2**20,
+            },
+        )
         return metrics
 
     def autocast(self) -> Any:

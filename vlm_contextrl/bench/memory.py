@@ -103,7 +103,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     repeats = kernel_repeats_keys(precision, model_settings)
     longest = Batch(prompt, G, C)
     usual = longest.within(budget)
-    prompts_at_once = max(1, budget // G // prompt)
+    prompts_at_once = max(1, min(budget // prompt, config.rollout.sequences_at_once // G))
 
     fixed = {
         "weights": weights.stored_bytes,

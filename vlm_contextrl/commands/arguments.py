@@ -42,6 +42,14 @@ ConfigFile = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. count=1000 seed=1.")
 ]
+RunConfigName = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped one, e.g. tiny_contextrl."),
+]
+RunOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. optim.learning_rate=1e-5."),
+]
 NewFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder to write.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_contextrl.commands.arguments import JsonFile, run_config
+from vlm_contextrl.commands.arguments import JsonFile, RunConfigName, RunOverrides, run_config
 from vlm_contextrl.commands.results import number, show_table, write_json
 
 app = typer.Typer(help="Measure the engine.", no_args_is_help=True)
@@ -44,23 +44,14 @@ def engine(
 
 
 @app.command()
-def memory(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL_CONFIG",
-            help="YAML file, or the name of a shipped one, e.g. qwen2_5_vl_7b_lora.",
-        ),
-    ],
-    json_file: JsonFile = None,
-) -> None:
+def memory(config: RunConfigName, overrides: RunOverrides = None, json_file: JsonFile = None) -> None:
     """Estimate the device memory of a training run by part.
 
     Needs no weights. On a GPU one step with random weights of the same shape is measured as well.
     """
     from vlm_contextrl.config import RunConfig, load_config
 
-    settings = load_config(RunConfig, run_config(config))
+    settings = load_config(RunConfig, run_config(config), overrides or [])
     from vlm_contextrl.bench.memory import estimate
     from vlm_contextrl.bench.memory_measured import measure_on_gpu
 

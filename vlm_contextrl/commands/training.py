@@ -8,23 +8,22 @@ from typing import Annotated, Literal
 import typer
 
 from vlm_contextrl.commands import leaf
-from vlm_contextrl.commands.arguments import ConfigFile, NewFolder, Overrides, run_config
+from vlm_contextrl.commands.arguments import (
+    ConfigFile,
+    NewFolder,
+    Overrides,
+    RunConfigName,
+    RunOverrides,
+    run_config,
+)
 from vlm_contextrl.commands.results import show_summary
 
 tinyvl_app = typer.Typer(help="The embedded model.", no_args_is_help=True)
 
 
 def train(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG", help="YAML file, or the name of a shipped one, e.g. tiny_contextrl."
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. optim.learning_rate=1e-5."),
-    ] = None,
+    config: RunConfigName,
+    overrides: RunOverrides = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run directory.", show_default="runs/NAME")
     ] = None,
