@@ -26,13 +26,24 @@ from torch import Tensor
 from tests import tiny_models
 from tests.test_rollout import forbidden_ids, ids_of
 from tests.test_rollout import prompts_of as short_prompts_of
-from tests.tiny_models import FAMILIES, ask, noise_image, plain_model, tiny_policy, write_model_folder
+from tests.tiny_models import (
+    FAMILIES,
+    ask,
+    byte_tokenizer,
+    noise_image,
+    plain_model,
+    records,
+    run_config,
+    tiny_policy,
+    write_model_folder,
+)
 from vlm_contextrl.config import ModelSettings
 from vlm_contextrl.errors import ConfigError, InputError, MissingExtraError
 from vlm_contextrl.packing import Continuation, PackedRow, pack
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.rollout import Completion, sample
+from vlm_contextrl.trainer import train
 from vlm_contextrl.vllm_engine import VllmEngine, checkpoint_weights, collapse_placeholders, image_embeds
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
@@ -292,10 +303,33 @@ def test_without_vllm(qwen_folders: dict[str, Path], monkeypatch: pytest.MonkeyP
         engine_of(policy, qwen_folders["qwen2_5_vl"])
 
 
-def test_weights_in_4_bits_are_refused(qwen_folders: dict[str, Path], fake_vllm: Any) -> None:
-    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False)
-    with pytest.raises(ConfigError, match=r"^rollout\.engine: vllm cannot take .*nf4.*"):
-        engine_of(policy, qwen_folders["qwen2_5_vl"], quantization="nf4", **LORA)
+def test_weights_in_4_bits_are_refused(noise_rows: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="vllm cannot take weights in 4 bits"):
+        run_config(
+            Path("x"), noise_rows, model={"quantization": "nf4", "tuning": "lora"}, rollout={"engine": "vllm"}
+        )
+
+
+def test_the_trainer_samples_with_it(
+    qwen_folders: dict[str, Path], noise_rows: dict[str, Path], tmp_path: Path, fake_vllm: Any
+) -> None:
+    """`rollout.engine: vllm`: weights are handed over before each of two rollouts, and prompts fit the length that the engine was given."""
+    fake_vllm.LLM.answers = ((65, 66), (67,), (68, 69, 70))
+    engines: list[FakeLLM] = []
+    original = FakeLLM.__init__
+
+    def kept(self: FakeLLM, **options: Any) -> None:
+        original(self, **options)
+        engines.append(self)
+
+    with patch.object(FakeLLM, "__init__", kept):
+        config = run_config(qwen_folders["qwen2_5_vl"], noise_rows, steps=2, rollout={"engine": "vllm"})
+        train(config, tmp_path / "run")
+    (engine,) = engines
+    assert engine.calls.count("reload_weights") == 2
+    assert engine.options["max_model_len"] == config.data.max_prompt_tokens + 4
+    texts = [byte_tokenizer().decode(ids) for ids in fake_vllm.LLM.answers]
+    assert [each["completions"] for each in records(tmp_path / "run", "samples")] == [texts] * 4
 
 
 def test_several_processes_are_refused(

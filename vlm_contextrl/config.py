@@ -234,6 +234,10 @@ class RunConfig(Record):
             raise ValueError(
                 "model.tuning: full with dtype: bfloat16 would round small updates away; expected float32 (with autocast: bf16)"
             )
+        if self.rollout.engine == "vllm" and self.model.quantization != "none":
+            raise ValueError(
+                "rollout.engine: vllm cannot take weights in 4 bits; set model.quantization to none, or rollout.engine to transformers"
+            )
         if self.log.eval_every and not (self.data.eval_pairs or self.data.eval_questions):
             raise ValueError(
                 "log.eval_every needs data.eval_pairs or data.eval_questions; set one, or eval_every: 0"

@@ -8,7 +8,7 @@ Log-probabilities are those of the unrestricted policy at the sampling temperatu
 vision tokens, and the temperature is applied as a scale of the logits before both. They are vLLM's own; its kernels round otherwise than
 ours (`rollout_gap` of the metrics says by how much).
 
-Left out: several GPUs, weights in 4 bits, sleeping while the policy trains.
+Left out: several GPUs, weights in 4 bits (config.py refuses them), sleeping while the policy trains.
 """
 
 from __future__ import annotations
@@ -51,13 +51,8 @@ class VllmEngine:
         """max_model_len: tokens of the longest prompt and completion together. max_images: in one prompt. gpu_memory_share: of the device's
         memory, for vLLM's weights and cache, beside what the policy takes (without a GPU: of the host's).
 
-        Raises MissingExtraError without vLLM, ConfigError for weights in 4 bits or several processes, InputError when vLLM does not start.
+        Raises MissingExtraError without vLLM, ConfigError in one of several processes, InputError when vLLM does not start.
         """
-        if settings.quantization != "none":
-            raise ConfigError(
-                f"rollout.engine: vllm cannot take the weights of a policy in 4 bits (model.quantization: {settings.quantization}); "
-                "set model.quantization to none, or rollout.engine to transformers"
-            )
         if torch.distributed.is_initialized() and (world := torch.distributed.get_world_size()) > 1:
             raise ConfigError(
                 f"rollout.engine: vllm samples in one process, found {world}; set rollout.engine to transformers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,7 +41,9 @@ def train(
         train as run,
     )  # seconds of torch, after the settings are known to be valid
 
-    show_summary({"run": run_dir, **run(settings, run_dir, resume=resume)})
+    metrics = run(settings, run_dir, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun
+        show_summary({"run": run_dir, **metrics})
 
 
 def merge(
