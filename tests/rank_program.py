@@ -35,7 +35,9 @@ def gradients_of_a_given_update(
     given = given_update(policy)
     update = Update(ranks.part(given.groups), ranks.part(given.pairs), given.order_seed, ranks.total)
     metrics = trainer.backward(update)
-    found = {name: whole(p.grad).contiguous() for name, p in policy.named_parameters() if p.grad is not None}
+    found = {
+        name: whole(p.grad).cpu().contiguous() for name, p in policy.named_parameters() if p.grad is not None
+    }
     if ranks.is_first:
         save_file(found, out / "gradients.safetensors")
         (out / "metrics.json").write_text(json.dumps(metrics))

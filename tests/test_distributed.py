@@ -143,6 +143,24 @@ def test_a_run_of_two_processes(
         assert (resumed / "final" / file).is_file()
 
 
+@pytest.mark.slow
+def test_more_processes_than_prompts(questions_folder: Path, pairs_folder: Path, tmp_path: Path) -> None:
+    """Three ranks, two prompts and one pair per update: some have nothing, and wait. The embedded model, whose LM head is its embedding."""
+    rows = {"questions": questions_folder, "pairs": pairs_folder}
+    objective = [
+        {"term": "policy", "rewards": {"tests.tiny_models:odd_bytes": 1.0}, "kl_coef": 0.1},
+        {"term": "selection_loss", "weight": 0.5, "pairs_per_update": 1},
+    ]
+    config = run_config(Path("tinyvl"), rows, steps=2, objective=objective, optim={"learning_rate": 1e-5})
+    train(config, tmp_path / "one")
+    done = torchrun(
+        "-m", "vlm_contextrl", "train", written(config, tmp_path), "--out", tmp_path / "three", n=3
+    )
+    assert done.returncode == 0, tail(done)
+    for each, by_one in zip(numbers(tmp_path / "three"), numbers(tmp_path / "one"), strict=True):
+        assert each == pytest.approx(by_one, abs=1e-4)
+
+
 def assert_moved_alike(file: Path, start: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """The last step of all weights together, to 2% of its length."""
     found = load_file(file)

@@ -54,6 +54,7 @@ def segment_by_segment(
 ) -> Tensor:  # fmt: skip
     """What the flash kernels compute: causal per segment, queries aligned with the last keys."""
     assert query_starts.dtype == key_starts.dtype == torch.int32
+    assert q.dtype == k.dtype == v.dtype
     query_lens, key_lens = query_starts.diff().tolist(), key_starts.diff().tolist()
     assert (max(query_lens), max(key_lens)) == (longest_query, longest_keys)
     outs = []
@@ -111,6 +112,22 @@ def test_equals_the_dense_mask(
     expected = torch.autograd.grad((expected_BTHD[real_BT] * weights).sum(), (q, k, v))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["varlen", "flash"])
+def test_flash_kernels_get_one_half_precision(name: str, flash_kernels: list[str]) -> None:
+    """Under autocast queries and keys leave the rotation in float32 and values do not; these kernels take neither that nor float32."""
+    layout = layout_of([4, 2], [[3], [1, 5]])
+    q, k, v = tensors(2, 4, 2, layout.row_len, 8, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = KERNELS[name](q, k, v.bfloat16(), layout, None)
+    assert out.dtype == torch.bfloat16
+    real_BT = mask_of(layout).any(-1)[:, 0]
+    expected = two_part(q, k, v, layout, None)
+    torch.testing.assert_close(out[real_BT].float(), expected[real_BT], rtol=0, atol=0.05)
+    out.float().sum().backward()
+    assert q.grad is not None
+    assert q.grad.dtype == torch.float32
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -267,6 +267,9 @@ def test_option_logits_are_those_of_the_full_forward(family: str, qwen_folders: 
     full_BTV = oracle.base(**inputs).logits
     expected_BO = torch.stack([full_BTV[b, len(p) - 1, [65, 66]] for b, p in enumerate(prompts)])
     torch.testing.assert_close(logits_BO, expected_BO, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        one_row_at_a_time = policy.option_logits(prompts, [65, 66], budget_tokens=1)
+    torch.testing.assert_close(one_row_at_a_time, expected_BO, rtol=0, atol=1e-5)
     (logits_BO[:, 0] - logits_BO[:, 1]).sum().backward()
     (expected_BO[:, 0] - expected_BO[:, 1]).sum().backward()
     expected = gradients(oracle)

@@ -28,7 +28,9 @@ class WrittenDown:
         self.logits = list(logits)
         self.asked: list[EncodedPrompt] = []
 
-    def option_logits(self, prompts: Sequence[EncodedPrompt], option_ids: Sequence[int]) -> Tensor:
+    def option_logits(
+        self, prompts: Sequence[EncodedPrompt], option_ids: Sequence[int], budget_tokens: int
+    ) -> Tensor:
         assert not self.training
         assert option_ids == [self.processor.tokenizer.convert_tokens_to_ids(letter) for letter in "AB"]
         start = len(self.asked)

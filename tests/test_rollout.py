@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,16 +54,15 @@ def forbidden_ids(policy: Policy) -> list[int]:
 
 
 def raise_logits(policy: Policy, ids: list[int], by: float) -> None:
-    """Add to the logits of some tokens, whatever the prompt."""
-    head = policy.base.lm_head
-    original = head.forward
+    """Add to the logits of some tokens, whatever the prompt: of the sampler, and of a plain forward of the model."""
 
-    def forward(hidden: Tensor) -> Tensor:
-        logits: Tensor = original(hidden)
+    def raised(original: Callable[..., Tensor], *args: Any) -> Tensor:
+        logits = original(*args)
         logits[..., ids] += by
         return logits
 
-    head.forward = forward
+    for owner, name in ((policy, "next_logits"), (policy.base.lm_head, "forward")):
+        setattr(owner, name, partial(raised, getattr(owner, name)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -247,12 +248,17 @@ def test_drawing_by_hand() -> None:
 
 
 def test_without_a_cuda_graph(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be recorded is run as it is, from the same cache, and one line says so."""
+    """What cannot be recorded is run as it is, from the same cache, on the stream from before; one line says so, once."""
 
     def fail(stream: Any) -> None:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    for name in ("CUDAGraph", "Stream", "current_stream"):
+    streams: list[Any] = []
+    outside = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(rollout, "_graphs_work", True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: outside)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    for name in ("CUDAGraph", "Stream"):
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
     monkeypatch.setattr(torch.cuda, "stream", fail)
     layer = SimpleNamespace(cumulative_length=torch.tensor(3))
@@ -260,8 +266,10 @@ def test_without_a_cuda_graph(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     def forward() -> Tensor:
         return torch.zeros(1)
 
-    assert rollout._capture(forward, SimpleNamespace(layers=[layer])) is forward
+    for _ in range(2):
+        assert rollout._capture(forward, SimpleNamespace(layers=[layer])) is forward
     assert int(layer.cumulative_length) == 3
+    assert streams == [outside]
     assert capsys.readouterr().err == (
         "rollout: no CUDA graph (operation not permitted); decoding goes on without\n"
     )

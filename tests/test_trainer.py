@@ -306,7 +306,9 @@ def test_run_directory(config: Make, noise_rows: dict[str, Path], tmp_path: Path
     assert all(m["rollout_gap"] < 1e-5 for m in metrics)  # the sampler and the packed forward agree
     assert all(0 <= m["truncated"] <= 1 and 1 <= m["completion_tokens"] <= 4 for m in metrics)
     assert not any("_s" in name[-2:] for name in metrics[0])  # no times: the file repeats
-    assert [set(t) for t in records(tmp_path, "timings")] == [{"step", "rollout_s", "update_s"}] * 4
+    assert [set(t) for t in records(tmp_path, "timings")] == [
+        {"step", "rollout_s", "update_s", "host_mib"}
+    ] * 4
     samples = records(tmp_path, "samples")
     assert [s["step"] for s in samples] == [1, 2, 3, 4]
     assert all(len(s["completions"]) == len(s["rewards"]) == 3 for s in samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,18 +18,19 @@ from vlm_contextrl.vqa import answer_questions, question_prompt
 
 
 def says(policy: Policy, text: str) -> None:
-    """Make the policy write `text` and end, whatever it is asked: its LM head counts its own calls."""
+    """Make the policy write `text` and end, whatever it is asked: it counts the tokens it was asked for."""
     tokenizer = policy.processor.tokenizer
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    head, calls = policy.base.lm_head, []
+    calls: list[int] = []
+    original = policy.next_logits
 
-    def forward(hidden: Tensor) -> Tensor:
-        logits = torch.zeros(*hidden.shape[:-1], len(tokenizer))
-        logits[..., ids[len(calls) % len(ids)]] = 10.0
+    def next_logits(*args: Any) -> Tensor:
+        logits = torch.zeros_like(original(*args))
+        logits[:, ids[len(calls) % len(ids)]] = 10.0
         calls.append(1)
         return logits
 
-    head.forward = forward
+    policy.next_logits = next_logits  # type: ignore[method-assign]
 
 
 @pytest.fixture

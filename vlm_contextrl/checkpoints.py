@@ -63,7 +63,7 @@ def _whole(node: Any, keep: bool) -> Any:
     """Every tensor in nested dicts and lists as a whole one in host memory; None for ranks that do not keep it."""
     if isinstance(node, Tensor):
         full = whole(node)
-        return full.contiguous() if keep else None
+        return full.cpu().contiguous() if keep else None
     if isinstance(node, dict):
         return {key: _whole(value, keep) for key, value in node.items()}
     return [_whole(value, keep) for value in node] if isinstance(node, list) else node

@@ -26,15 +26,19 @@ class HeldOut:
             if rows is not None and folder:
                 report_rejects(rows, folder)
 
-    def measure(self, policy: Policy, max_new_tokens: int) -> dict[str, Any]:
+    def measure(self, policy: Policy, max_new_tokens: int, budget_tokens: int) -> dict[str, Any]:
         """{name: {value, n, low, high}} of selection and of greedy answers, for the sets that there are."""
         out: dict[str, Any] = {}
         if self.pairs is not None:
-            measured = probe(policy, self.pairs)
+            measured = probe(policy, self.pairs, budget_tokens=budget_tokens)
             out = {name: measured[name] for name in KEPT}
         if self.questions is not None:
             answered = answer_questions(
-                policy, self.questions, style=self.style, max_new_tokens=max_new_tokens
+                policy,
+                self.questions,
+                style=self.style,
+                max_new_tokens=max_new_tokens,
+                budget_tokens=budget_tokens,
             )
             out["vqa_accuracy"] = bootstrap([float(a.correct) for a in answered])
         return out

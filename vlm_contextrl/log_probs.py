@@ -4,8 +4,9 @@
     H_l    = log sum_v exp z_lv - sum_v p_lv z_lv
 
 Logits are made tile by tile (tokens x vocabulary) with a running log-sum-exp (arXiv 1805.02867). At 7B, 32k completion tokens and 152k
-entries, float32 logits would take 20 GB; a tile takes 256 MiB. The gradient that arrives at a log-probability is one number g_l, so the
-direction of the hidden state's gradient is known in the forward pass, where the tile is at hand, and all that is kept of it is [L, H]:
+entries, float32 logits would take 20 GB; a tile takes 256 MiB, and four of its size are at work. The gradient that arrives at a
+log-probability is one number g_l, so the direction of the hidden state's gradient is known in the forward pass, where the tile is at
+hand, and all that is kept of it is [L, H]:
 
     dL/dhidden_l = g_l d_l        d_l = ((1 - p_l[label]) weight[label] - sum over the others of p_lv weight_v) / temperature
 
@@ -38,11 +39,10 @@ def label_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """(log-probabilities [L] with gradient, entropies [L] without), in nats, of the LM head `weight_VH` at a temperature.
 
-    Matrix products run in the precision of autocast, else of the weight; everything after them in float32 at least.
+    Factors of matrix products have the precision of autocast, else of the weight; sums and everything after them float32 at least.
     """
-    device = hidden_LH.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VH.dtype
-    with torch.autocast(device, enabled=False):
+    dtype = product_dtype(weight_VH)
+    with torch.autocast(hidden_LH.device.type, enabled=False):
         both: tuple[Tensor, Tensor] = _LabelLogProbs.apply(  # type: ignore[no-untyped-call]  # in torch
             hidden_LH, weight_VH, labels_L, temperature, dtype, token_tile, vocabulary_tile
         )
@@ -72,7 +72,7 @@ class _LabelLogProbs(torch.autograd.Function):
             others_lH = hidden_LH.new_zeros(hidden_lH.shape, dtype=precise)
             for entries in _tiles(len(weight_VH), vocabulary_tile):
                 weight_vH = weight_VH[entries].to(dtype)
-                z_lv = (hidden_lH @ weight_vH.T).to(precise).div_(temperature)
+                z_lv = exact_product(hidden_lH, weight_vH.T).div_(temperature)
                 inside_l, at_l1 = _place(labels_l, entries)
                 label_l += torch.where(inside_l, z_lv.gather(1, at_l1)[:, 0], 0)
                 larger_l = torch.maximum(largest_l, z_lv.amax(1))
@@ -85,7 +85,7 @@ class _LabelLogProbs(torch.autograd.Function):
                     train_hidden
                 ):  # without the label: as a difference of near-equal numbers it would be lost in bfloat16
                     exp_lv.scatter_(1, at_l1, exp_lv.gather(1, at_l1).masked_fill_(inside_l[:, None], 0))
-                    others_lH = others_lH * shrink_l[:, None] + (exp_lv.to(dtype) @ weight_vH).to(precise)
+                    others_lH = others_lH * shrink_l[:, None] + exact_product(exp_lv.to(dtype), weight_vH)
             total_L[rows] = largest_l + sum_l.log()
             logps_L[rows] = label_l - total_L[rows]
             entropy_L[rows] = total_L[rows] - weighted_l / sum_l
@@ -123,16 +123,37 @@ def _weight_gradient(
     vocabulary_tile: int,
 ) -> Tensor:
     """sum_l g_l (1[v = label] - p_lv) hidden_l / temperature, the tiles made anew."""
-    gradient_VH = torch.zeros_like(weight_VH)
+    gradient_VH = torch.zeros_like(weight_VH, dtype=total_L.dtype)
     for rows in _tiles(len(labels_L), token_tile):
         hidden_lH, grad_l1 = hidden_LH[rows].to(dtype), grad_L[rows][:, None].to(total_L.dtype) / temperature
         for entries in _tiles(len(weight_VH), vocabulary_tile):
-            z_lv = (hidden_lH @ weight_VH[entries].to(dtype).T).to(total_L.dtype).div_(temperature)
+            z_lv = exact_product(hidden_lH, weight_VH[entries].to(dtype).T).div_(temperature)
             d_lv = z_lv.sub_(total_L[rows][:, None]).exp_().mul_(-grad_l1)
             inside_l, at_l1 = _place(labels_L[rows], entries)
             d_lv.scatter_add_(1, at_l1, torch.where(inside_l[:, None], grad_l1, 0))
-            gradient_VH[entries] += d_lv.to(dtype).T @ hidden_lH
-    return gradient_VH
+            gradient_VH[entries] += exact_product(d_lv.to(dtype).T, hidden_lH)
+    return gradient_VH.to(weight_VH.dtype)
+
+
+def head_logits(hidden_BH: Tensor, weight_VH: Tensor) -> Tensor:
+    """Logits [B, V], in float32 at least, as `label_log_probs` takes them."""
+    dtype = product_dtype(weight_VH)
+    with torch.autocast(hidden_BH.device.type, enabled=False):
+        return exact_product(hidden_BH.to(dtype), weight_VH.to(dtype).T)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Precision of a product with a weight."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def exact_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of two matrices, with the sums of 16-bit numbers in float32, as they were added up. Rounded to bfloat16, a logit of 20 moves in
+    steps of 0.125."""
+    if a.dtype not in (torch.bfloat16, torch.float16):
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
 
 
 def _tiles(n: int, size: int) -> Iterator[slice]:

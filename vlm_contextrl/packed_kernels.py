@@ -79,6 +79,9 @@ def over_segments(
     grouped heads keep small: 28 MB per layer and group at 7B with G(P + C) = 14k."""
     B, H, T, D = query.shape
     ragged = layout.ragged
+    if torch.is_autocast_enabled(query.device.type):  # which knows SDPA and not these kernels
+        half = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (x.to(half) for x in (query, key, value))
     flat_q, flat_k, flat_v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query, key, value))
     out_QHD = kernel(
         flat_q.index_select(0, ragged.query_at_Q),

@@ -165,4 +165,5 @@ class PackedLayout:
             return own & (k <= q)
 
         B, T = owner_BT.shape
-        return create_block_mask(sees, B, None, T, T, device=self.device)
+        compiled = self.device.type == "cuda"  # else it is made from T x T numbers
+        return create_block_mask(sees, B, None, T, T, device=self.device, _compile=compiled)

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlm_contextrl.log_probs import label_log_probs
-from vlm_contextrl.packing import PackedBatch, pack, share_starts
+from vlm_contextrl.log_probs import head_logits, label_log_probs
+from vlm_contextrl.packing import PackedBatch, PackedRow, pack, share_starts, under_budget
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 
 
@@ -124,14 +124,20 @@ class Policy(nn.Module):
             hidden_LH, self.base.lm_head.weight, packed.labels_L.to(self.device), temperature
         )
 
-    def option_logits(self, prompts: Sequence[EncodedPrompt], option_ids: Sequence[int]) -> Tensor:
-        """Logits [B, O] of the option tokens after each prompt. Prompts that start alike share that start (`share_starts`)."""
+    def option_logits(
+        self, prompts: Sequence[EncodedPrompt], option_ids: Sequence[int], budget_tokens: int | None = None
+    ) -> Tensor:
+        """Logits [B, O] of the option tokens after each prompt. Prompts that start alike share that start (`share_starts`).
+
+        One forward, or without gradients several of at most `budget_tokens`.
+        """
         rows, order = share_starts(prompts, self.processor.image_token_id)
-        packed = pack(rows, self.positions, self.processor.tokenizer.pad_token_id)
-        hidden_BH = self._labelled(packed)[torch.tensor(order, device=self.device).argsort()]
+        batches = under_budget(rows, PackedRow.n_tokens, budget_tokens) if budget_tokens else [rows]
+        pad_id = self.processor.tokenizer.pad_token_id
+        found_BH = torch.cat([self._labelled(pack(batch, self.positions, pad_id)) for batch in batches])
+        hidden_BH = found_BH[torch.tensor(order, device=self.device).argsort()]
         weight_OH = self.base.lm_head.weight[torch.tensor(list(option_ids), device=self.device)]
-        logits_BO: Tensor = hidden_BH.to(weight_OH.dtype) @ weight_OH.T
-        return logits_BO if logits_BO.dtype == torch.float64 else logits_BO.float()
+        return head_logits(hidden_BH, weight_OH)
 
     def next_logits(
         self,
@@ -150,8 +156,7 @@ class Policy(nn.Module):
             use_cache=True,
             **{_cache_argument(self.base.model.forward.__func__): cache},
         ).last_hidden_state
-        logits_BV: Tensor = self.base.lm_head(hidden_BTH[:, -1])
-        return logits_BV
+        return head_logits(hidden_BTH[:, -1], self.base.lm_head.weight)
 
     def pad(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Tensor]:
         """Token ids [B, T] and rotary positions [3, B, T] of prompts, padded on the left."""

@@ -73,16 +73,17 @@ def probe(
     pairs: Sequence[ContrastivePair],
     *,
     batch_pairs: int = 16,
+    budget_tokens: int = 16384,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """All measures of the module's docstring, and `per_pair` for paired comparisons."""
+    """All measures of the module's docstring, and `per_pair` for paired comparisons. budget_tokens: of one forward."""
     per_pair: list[dict[str, Any]] = []
     was_training = policy.training
     policy.eval()
     for start in range(0, len(pairs), batch_pairs):
         batch = pairs[start : start + batch_pairs]
-        per_pair += _probe_batch(policy, batch)
+        per_pair += _probe_batch(policy, batch, budget_tokens)
         if progress:
             progress(len(batch))
     policy.train(was_training)
@@ -102,7 +103,9 @@ def probe(
     }
 
 
-def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[str, Any]]:
+def _probe_batch(
+    policy: Policy, batch: Sequence[ContrastivePair], budget_tokens: int
+) -> list[dict[str, Any]]:
     processor = policy.processor
     prompts: list[EncodedPrompt] = []
     for pair in batch:
@@ -114,7 +117,9 @@ def _probe_batch(policy: Policy, batch: Sequence[ContrastivePair]) -> list[dict[
         reverse = pair.reversed()
         if reverse is not None:
             prompts += [selection_prompt(processor, reverse, shown) for shown in ((bad, good), (good, bad))]
-    logits: Iterator[list[float]] = iter(policy.option_logits(prompts, option_ids(processor, batch)).tolist())
+    logits: Iterator[list[float]] = iter(
+        policy.option_logits(prompts, option_ids(processor, batch), budget_tokens).tolist()
+    )
 
     def margin(context_is_first: bool) -> float:
         a, b = next(logits)

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vlm_contextrl.errors import InputError
+
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=6)  # ranks wait for the longest rollout, and for evaluation by the first
 
@@ -30,6 +32,10 @@ class Ranks:
         """Alone, or as RANK of WORLD_SIZE from torchrun's environment, on the CUDA device LOCAL_RANK if there is one."""
         local, world = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         cuda = torch.cuda.is_available()
+        if cuda and local >= torch.cuda.device_count():
+            raise InputError(
+                f"process {local} of this machine has no GPU: {torch.cuda.device_count()} found; lower --nproc_per_node"
+            )
         device = torch.device("cuda", local) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
@@ -83,14 +89,17 @@ class Ranks:
                 dist.broadcast(tensor, src=0)
 
     def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Sum the gradients over the ranks, once per update. Parameters without any gradient anywhere keep none."""
-        if self.world == 1 or not any(self.gather(any(p.grad is not None for p in parameters))):
+        """Sum the gradients over the ranks, once per update. Parameters without a gradient on any rank keep none."""
+        if self.world == 1:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        present = self.gather([p.grad is not None for p in parameters])
+        trained = [p for p, *here in zip(parameters, *present, strict=True) if any(here)]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        if not gradients:
+            return
         flat = torch.cat([g.flatten() for g in gradients])  # one message; adapters are small
         dist.all_reduce(flat)
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient

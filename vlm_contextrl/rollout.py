@@ -21,12 +21,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vlm_contextrl.errors import first_line
+from vlm_contextrl.log_probs import product_dtype
 from vlm_contextrl.merged_adapters import merged_adapters
 from vlm_contextrl.packing import under_budget
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt
 
 STAGE_TOKENS = 256  # a stage's cache has room for this many more
+_graphs_work = True  # until one could not be recorded
 
 
 @dataclass(frozen=True)
@@ -169,18 +172,14 @@ class _Stage:
         cls, policy: Policy, cache: Any, mask_BK: Tensor, position_B: Tensor, rows: Tensor, room: int
     ) -> _Stage:
         """Copy the chosen rows of a cache (repeated ones too) into one with room for more tokens."""
-        from transformers import StaticCache
+        from transformers.cache_utils import Cache
 
         filled = mask_BK.shape[1]
-        longer = StaticCache(policy.base.config.get_text_config(), max_cache_len=filled + room)
+        longer = Cache(layers=[_cache_layer(filled + room) for _ in cache.layers])
         layers: list[tuple[Any, Any]] = list(zip(longer.layers, cache.layers, strict=True))
         for new, old in layers:
             keys, values = (x[:, :, :filled].index_select(0, rows) for x in (old.keys, old.values))
-            new.lazy_initialization(keys, values)
-            if torch.is_autocast_enabled(
-                keys.device.type
-            ):  # keys leave the rotation in float32, values do not
-                new.values = new.values.to(torch.get_autocast_dtype(keys.device.type))
+            new.lazy_initialization(_in_product_dtype(keys), _in_product_dtype(values))
             new.keys[:, :, :filled], new.values[:, :, :filled] = keys, values
             new.cumulative_length.fill_(filled)
             old.keys = old.values = None  # not both caches of all layers at once
@@ -212,32 +211,54 @@ class _Stage:
         return self.policy.next_logits(self.token_B[:, None], positions_3B1, self.mask_B11K, self.cache)
 
 
+def _cache_layer(n_tokens: int) -> Any:
+    """A cache of one layer whose memory stays where it is, in the precision of attention: under autocast keys leave the rotation in
+    float32."""
+    from transformers.cache_utils import StaticLayer
+
+    class Layer(StaticLayer):
+        def update(
+            self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
+            return super().update(
+                _in_product_dtype(key_states), _in_product_dtype(value_states), *args, **kwargs
+            )
+
+    return Layer(max_cache_len=n_tokens)
+
+
+def _in_product_dtype(x: Tensor) -> Tensor:
+    return x.to(product_dtype(x))
+
+
 def _capture(forward: Callable[[], Tensor], cache: Any) -> Callable[[], Tensor]:
     """Record a step as a CUDA graph. Where that fails, steps are launched one kernel at a time, and one line says so."""
+    global _graphs_work
+    if not _graphs_work:
+        return forward
     lengths = [layer.cumulative_length.clone() for layer in cache.layers]
 
     def rewind() -> None:
         for layer, length in zip(cache.layers, lengths, strict=True):
             layer.cumulative_length.copy_(length)
 
-    graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream()
+    outside, stream, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
     try:
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(outside)
         with torch.cuda.stream(stream):
             forward()  # libraries choose their kernels before the recording
-        torch.cuda.current_stream().wait_stream(stream)
+        outside.wait_stream(stream)
         rewind()
         with torch.cuda.graph(graph):
             logits_BV = forward()
-        rewind()
     except RuntimeError as error:
-        print(
-            f"rollout: no CUDA graph ({str(error).splitlines()[0]}); decoding goes on without",
-            file=sys.stderr,
-        )
+        _graphs_work = False  # nor will they next time
+        torch.cuda.set_stream(outside)
+        reason = first_line(error.__context__ or error)
+        print(f"rollout: no CUDA graph ({reason}); decoding goes on without", file=sys.stderr)
         rewind()
         return forward
+    rewind()
 
     def replay() -> Tensor:
         graph.replay()

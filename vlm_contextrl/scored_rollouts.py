@@ -6,7 +6,8 @@ Shapes: P prompts of the step over all ranks, G completions per prompt.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +37,15 @@ class _Scored(NamedTuple):
 class ScoredRollouts:
     """Makes the groups of a step from its question rows."""
 
-    def __init__(self, config: RunConfig, policy: Policy, ranks: Ranks, engine: Engine) -> None:
-        self.policy, self.ranks, self.engine = policy, ranks, engine
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: Policy,
+        ranks: Ranks,
+        engine: Engine,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.policy, self.ranks, self.engine, self.autocast = policy, ranks, engine, autocast
         self.seed, self.settings, self.style = config.seed, config.rollout, config.data.prompt_style
         term = next(t for t in config.objective if isinstance(t, PolicyTerm))
         self.rewards = [
@@ -51,7 +59,7 @@ class ScoredRollouts:
         """Groups of this rank's rows, and metrics over those of all ranks. Rows are numbered within the step, over all ranks."""
         prompts = {p: question_prompt(self.policy.processor, row, self.style) for p, row in rows.items()}
         self.policy.eval()
-        with gathered(self.policy):
+        with gathered(self.policy), self.autocast():
             self.engine.sync(self.policy)
             completions = self.engine.sample(
                 self.policy,

@@ -1,14 +1,19 @@
 """Full fine-tuning over several processes: weights, gradients and optimizer states in shards (FSDP2, torch.distributed.fsdp.fully_shard).
 
 Each decoder layer is gathered for its forward and backward pass; what is outside the layers (embeddings, LM head, a trained vision tower)
-stays gathered during an update. A frozen vision tower is not sharded. Sampling and passes without gradients run in `gathered`, where every
-rank holds all weights and none waits for another.
+is gathered from a forward to the end of its backward pass. A frozen vision tower is not sharded. Sampling and passes without gradients
+run in `gathered`, where every rank holds all weights and none waits for another.
+
+Gathered weights have the precision of matrix products, so with `autocast: bf16` norms and the residual stream are bfloat16, too; in one
+process they are float32. In float32 both compute the same (tests/test_distributed.py).
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +49,20 @@ def shard(policy: Policy, ranks: Ranks, product_dtype: torch.dtype) -> None:
 
 @contextmanager
 def gathered(policy: Policy) -> Iterator[None]:
-    """All weights on every rank within the block. Nothing happens for a policy that is not sharded."""
-    modules = _sharded(policy)
+    """All weights on every rank within the block. Nothing happens for a policy that is not sharded.
+
+    FSDP's hooks have nothing to do there and are off: they would wait for each other's streams, which a CUDA graph cannot record.
+    """
+    modules: list[Any] = _sharded(policy)
+    hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
     for module in modules:
         module.unshard()
-        module.set_reshard_after_forward(False, recurse=False)
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
     try:
         yield
     finally:
-        for module in modules:
-            module.set_reshard_after_forward(not isinstance(module, Policy), recurse=False)
+        for module, (before, after) in zip(modules, hooks, strict=True):
+            module._forward_pre_hooks, module._forward_hooks = before, after
             module.reshard()
 
 
@@ -72,9 +81,9 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor in host memory, of a shard or of an ordinary one. All ranks must ask for it."""
+    """The full tensor, of a shard or of an ordinary one. All ranks must ask for it."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach().cpu()
+    return full.detach()
 
 
 def fitting(full: Tensor, like: Tensor) -> Tensor:

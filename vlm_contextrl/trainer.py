@@ -67,10 +67,9 @@ def train(
     Under torchrun every process calls this, and the first one writes.
     """
     ranks = Ranks.join()
-    try:
-        return _train(config, run_dir, ranks, resume, on_step)
-    finally:
-        ranks.leave()
+    metrics = _train(config, run_dir, ranks, resume, on_step)
+    ranks.leave()  # not after an error: the others may be waiting for this rank, and torchrun ends them
+    return metrics
 
 
 def _train(
@@ -152,7 +151,7 @@ class Trainer:
         )
         needs_reference = policy_term.kl_coef > 0
         self.reference = ReferenceModel(config.model, policy, ranks) if needs_reference else None
-        self.rollouts = ScoredRollouts(config, policy, ranks, self._engine())
+        self.rollouts = ScoredRollouts(config, policy, ranks, self._engine(), self.autocast)
         self.skipped_in_a_row = 0
         self.warned_of_gap = False
 
@@ -200,8 +199,7 @@ class Trainer:
         taken = self.question_stream.take(per_step)
         chunks = [self.ranks.part(range(at, at + per_update)) for at in range(0, per_step, per_update)]
         rows = {p: self.questions[self.question_at[taken[p]]] for chunk in chunks for p in chunk}
-        with self.autocast():
-            groups, about_rollouts = self.rollouts(step, rows)
+        groups, about_rollouts = self.rollouts(step, rows)
         rolled = time.monotonic()
         updated = self._update_all(step, [[groups[p] for p in chunk] for chunk in chunks])
         metrics = {"step": step, **about_rollouts, **updated}
@@ -346,11 +344,16 @@ class Trainer:
 
     def _evaluate_if_due(self, step: int) -> None:
         every = self.config.log.eval_every
-        done = self.ranks.from_first(lambda: [each["step"] for each in self.run.read("evals")])
-        if every and step % every == 0 and step not in done:
+        if not every or step % every:
+            return
+        if step not in self.ranks.from_first(lambda: [each["step"] for each in self.run.read("evals")]):
             with gathered(self.policy), self.autocast():  # the precision of training
                 if self.ranks.is_first:
-                    measured = self.held_out.measure(self.policy, self.config.rollout.max_new_tokens)
+                    measured = self.held_out.measure(
+                        self.policy,
+                        self.config.rollout.max_new_tokens,
+                        self.config.optim.tokens_per_micro_batch,
+                    )
                     self.run.write("evals", {"step": step, **measured})
             self.ranks.wait()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlm_contextrl.answers import score_answer
+from vlm_contextrl.packing import under_budget
 from vlm_contextrl.pairs import QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, Processor
@@ -41,16 +42,21 @@ def answer_questions(
     style: Style,
     max_new_tokens: int,
     batch_rows: int = 64,
+    budget_tokens: int = 16384,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answered]:
-    """Answer every row greedily."""
+    """Answer every row greedily. batch_rows: decoded together; budget_tokens: of their prompts together."""
     was_training = policy.training
     policy.eval()
     answered: list[Answered] = []
     for start in range(0, len(rows), batch_rows):
         batch = rows[start : start + batch_rows]
         prompts = [question_prompt(policy.processor, row, style) for row in batch]
-        groups = sample(policy, prompts, 1, max_new_tokens=max_new_tokens, temperature=0)
+        groups = [
+            group
+            for some in under_budget(prompts, len, budget_tokens)
+            for group in sample(policy, some, 1, max_new_tokens=max_new_tokens, temperature=0)
+        ]
         for row, (completion,) in zip(batch, groups, strict=True):
             text = policy.processor.decode(completion.ids.tolist())
             right = score_answer(text, row.answer, row.answer_type, row.options)
