@@ -81,9 +81,8 @@ class _LabelLogProbs(torch.autograd.Function):
                 sum_l = sum_l * shrink_l + exp_lv.sum(1)
                 weighted_l = weighted_l * shrink_l + torch.linalg.vecdot(exp_lv, z_lv)
                 largest_l = larger_l
-                if (
-                    train_hidden
-                ):  # without the label: as a difference of near-equal numbers it would be lost in bfloat16
+                if train_hidden:
+                    # Without the label: as a difference of near-equal numbers it would be lost in bfloat16.
                     exp_lv.scatter_(1, at_l1, exp_lv.gather(1, at_l1).masked_fill_(inside_l[:, None], 0))
                     others_lH = others_lH * shrink_l[:, None] + exact_product(exp_lv.to(dtype), weight_vH)
             total_L[rows] = largest_l + sum_l.log()

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlm_contextrl.policy import Policy
+from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.ranks import Ranks
 
 
@@ -72,6 +73,22 @@ def is_sharded(policy: Policy) -> bool:
 
 def _sharded(policy: Policy) -> list[FSDPModule]:
     return [module for module in policy.modules() if isinstance(module, FSDPModule)]
+
+
+def idle_loss(policy: Policy) -> Tensor:
+    """0, by a pass through every layer, for a rank that has no micro-batch while another does."""
+    pad = policy.processor.tokenizer.pad_token_id
+    logits_BO = policy(selection=[EncodedPrompt(torch.tensor([pad, pad]))], option_ids=[0, 1])[2]
+    assert logits_BO is not None
+    loss: Tensor = 0 * logits_BO.sum()
+    return loss
+
+
+def untouched_vision(policy: Policy) -> Tensor | float:
+    """0, with a gradient of 0 for a sharded vision tower: a rank whose micro-batch has no image must not leave it out."""
+    if not (is_sharded(policy) and policy.vision_is_trained):
+        return 0.0
+    return 0 * torch.stack([p.sum() for p in policy.base.model.visual.parameters()]).sum()
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:

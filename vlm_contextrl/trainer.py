@@ -29,7 +29,6 @@ from vlm_contextrl.models import load_policy, product_dtype
 from vlm_contextrl.packing import under_budget
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.prompt_lengths import Overlong, pair_length, question_length
 from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.reference_model import ReferenceModel
@@ -37,12 +36,11 @@ from vlm_contextrl.rewards import load_reward
 from vlm_contextrl.rollout import Engine, OwnEngine
 from vlm_contextrl.runlog import RunDirectory, check_run_folder
 from vlm_contextrl.scored_rollouts import ScoredRollouts
-from vlm_contextrl.sharding import clip_gradients, gathered, is_sharded, shard
+from vlm_contextrl.sharding import clip_gradients, gathered, idle_loss, is_sharded, shard, untouched_vision
 from vlm_contextrl.storage import content_hash, read_pairs, read_questions
 from vlm_contextrl.streams import ShuffledStream
 from vlm_contextrl.terms import (
     Group,
-    Metrics,
     PolicyObjective,
     SelectionObjective,
     Term,
@@ -296,32 +294,20 @@ class Trainer:
         metrics: dict[str, float] = {"loss": 0.0}
         for term in self.terms:
             shares = list(term.shares(self.policy, update, self.config.optim.tokens_per_micro_batch))
-            if is_sharded(
-                self.policy
-            ):  # ranks meet in every layer, so all make as many passes as the busiest
-                shares += [self._idle] * (max(self.ranks.gather(len(shares))) - len(shares))
+            if is_sharded(self.policy):
+                # Ranks meet in every layer, so all make as many passes as the busiest.
+                missing = max(self.ranks.gather(len(shares))) - len(shares)
+                shares += [lambda: (idle_loss(self.policy), {})] * missing
             for share in shares:
                 with self.autocast():
                     loss, parts = share()
-                (term.weight * loss + self._touch()).backward()
+                (term.weight * loss + untouched_vision(self.policy)).backward()
                 metrics["loss"] += term.weight * float(loss.detach())
                 for name, value in parts.items():
                     metrics[name] = metrics.get(name, 0.0) + value
         if not is_sharded(self.policy):
             self.ranks.add_gradients(self.trainable)
         return self.ranks.total_by_name(metrics)
-
-    def _idle(self) -> tuple[torch.Tensor, Metrics]:
-        """A pass with no part in the loss."""
-        pad = self.policy.processor.tokenizer.pad_token_id
-        logits_BO = self.policy(selection=[EncodedPrompt(torch.tensor([pad, pad]))], option_ids=[0, 1])[2]
-        return 0 * logits_BO.sum(), {}
-
-    def _touch(self) -> torch.Tensor | float:
-        """0, with a gradient of 0 for a sharded vision tower: a rank whose micro-batch has no image must not leave it out."""
-        if not (is_sharded(self.policy) and self.policy.vision_is_trained):
-            return 0.0
-        return 0 * torch.stack([p.sum() for p in self.policy.base.model.visual.parameters()]).sum()
 
     def _set_learning_rate(self, step: int) -> None:
         optim = self.config.optim

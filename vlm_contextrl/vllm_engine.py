@@ -93,9 +93,8 @@ class VllmEngine:
     def sync(self, policy: Policy) -> None:
         """Hand over the policy's current weights, adapters merged on the way; the policy is left unchanged. What was cached is dropped."""
         weights = checkpoint_weights(policy, self.dtype)
-        with torch.autocast(
-            policy.device.type, enabled=False
-        ):  # adapters are multiplied in their own precision
+        # Adapters are multiplied in their own precision.
+        with torch.autocast(policy.device.type, enabled=False):
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.apply_model(_renew_tied_head)
         dropped = self._llm.reset_prefix_cache()
