@@ -45,7 +45,7 @@ COMMANDS = {
     "tinyvl": [],
     "bench": [],
     "bench engine": ["--json", "--quick"],
-    "bench memory": ["CONFIG", "KEY=VALUE", "--json"],
+    "bench memory": ["CONFIG", "KEY=VALUE", "--json", "--measure"],
     "tinyvl build": ["KEY=VALUE", "--out", "--config"],
 }
 INTERVAL = {"value", "n", "low", "high"}

@@ -273,7 +273,8 @@ class Trainer:
         if finite:
             self.optimizer.step()
             self.skipped_in_a_row = 0
-        else:
+        self.optimizer.zero_grad(set_to_none=True)  # gradients would lie there through the next rollout
+        if not finite:
             self.skipped_in_a_row += 1
             if self.skipped_in_a_row >= self.config.optim.max_skipped_updates:
                 raise NonFiniteUpdatesError(
@@ -290,7 +291,6 @@ class Trainer:
 
     def backward(self, update: Update) -> dict[str, float]:
         """Gradients of the weighted sum of all terms, micro-batch by micro-batch, summed over the ranks; metrics likewise."""
-        self.optimizer.zero_grad(set_to_none=True)
         metrics: dict[str, float] = {"loss": 0.0}
         for term in self.terms:
             shares = list(term.shares(self.policy, update, self.config.optim.tokens_per_micro_batch))

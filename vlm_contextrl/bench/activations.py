@@ -2,15 +2,17 @@
 
 Per token and decoder layer, h hidden size, f feed-forward size, q and k widths of queries and of keys, s bytes of a product's element:
 
-    norms                 8 h           two inputs in float32; trained norms keep their normalised values, too: 8 h more
-    inputs of matrices    s (2 h + q)   trained weights under autocast: s (5 h + q), each matrix casts its own copy
-    feed-forward          4 s f         gate, up, silu(gate), their product
-    adapters              7 s r         one narrow output per adapted matrix
-    attention             s (2 q + 2 w) queries, outputs, and the keys and values that a continuation sees, gathered in front of it:
-                                        w = k (grouped heads) or q (two_part on a GPU) times keys per token
-    norms of q and k      4 (q + k)     Qwen3 only
+    norms                 8 h               two inputs in float32; trained norms keep their normalised values, too: 8 h more
+    inputs of matrices    s (2 h + q)       with casts e (5 h + q): each matrix keeps a cast of its own
+    feed-forward          3 s f + e f       gate, up, silu(gate), and their product
+    adapters              7 e r             one narrow output per adapted matrix
+    attention             s (2 q + 2 w)     queries, outputs, keys and values; w by kernel, n the keys per token that a continuation sees,
+                                            gathered in front of it: flex k, flash and varlen n k, two_part n q
+    norms of q and k      4 (q + k)         Qwen3 only
 
-With checkpointing a layer keeps its input; one layer at a time keeps the rest.
+Casts: autocast, e = s; 16-bit weights without it, whose float32 adapters take float32 inputs, e = 4; else none, e = s. Frozen float32
+weights under autocast: the graph keeps a 16-bit copy of each matrix of a layer. With checkpointing a layer keeps its input; one layer at a
+time keeps the rest.
 """
 
 from __future__ import annotations
@@ -92,37 +94,46 @@ class Sizes(NamedTuple):
 
 
 def decoder_layer_bytes(
-    shape: Any, batch: Batch, precision: Precision, settings: ModelSettings, *, repeats_keys: bool
+    shape: Any, batch: Batch, precision: Precision, settings: ModelSettings, *, kernel: str
 ) -> float:
     """What one layer keeps per token."""
     _, h, f, q, k, _ = Sizes.of(shape)
-    s, trained = precision.product_bytes, settings.tuning == "full"
-    casts = trained and settings.autocast == "bf16"
+    s, trained, autocast = precision.product_bytes, settings.tuning == "full", settings.autocast == "bf16"
+    float_inputs = not trained and not autocast and s == 2  # of the adapters
+    e = 4 if float_inputs else s
     norms = 8 * h * (2 if trained else 1)
     if shape.model_type == "qwen3_vl":
         norms += 4 * (q + k) * (2 if trained else 1)
-    inputs = s * ((5 if casts else 2) * h + q)
-    adapters = 0 if trained else 7 * s * settings.lora.rank
-    width = q if repeats_keys else k
-    attention = s * (2 * q + 2 * width * batch.keys_per_token)
-    return norms + inputs + 4 * s * f + adapters + attention
+    inputs = e * (5 * h + q) if autocast or float_inputs else s * (2 * h + q)
+    adapters = 0 if trained else 7 * e * settings.lora.rank
+    keys = {"two_part": q * batch.keys_per_token, "flex": k}.get(kernel, k * batch.keys_per_token)
+    return norms + inputs + (3 * s + e) * f + adapters + s * (2 * q + 2 * keys)
 
 
-def kernel_repeats_keys(precision: Precision, settings: ModelSettings) -> bool:
-    """Whether attention on a GPU gets a copy of each key per query head: the two_part kernel, which float32 falls back to."""
-    wanted = settings.attention
-    return wanted == "two_part" or (wanted != "flex" and precision.product_bytes == 4)
+def kernel_on_a_gpu(precision: Precision, settings: ModelSettings) -> str:
+    """As `packed_kernels.choose_kernel` on a GPU from Ampere on, with triton and flash-attn (varlen, without, keeps as much)."""
+    half, wanted = precision.product_bytes == 2, settings.attention
+    if wanted == "auto":
+        return "flash" if half else "flex"
+    return "two_part" if wanted in ("flash", "varlen") and not half else wanted
 
 
 def decoder_bytes(
-    shape: Any, batch: Batch, precision: Precision, settings: ModelSettings, *, repeats_keys: bool
+    shape: Any, batch: Batch, precision: Precision, settings: ModelSettings, *, kernel: str
 ) -> float:
     """What the language model keeps for a micro-batch."""
-    sizes = Sizes.of(shape)
-    layer = decoder_layer_bytes(shape, batch, precision, settings, repeats_keys=repeats_keys)
+    layers, h, f, q, k, _ = Sizes.of(shape)
+    per_token = decoder_layer_bytes(shape, batch, precision, settings, kernel=kernel)
+    casts_frozen = (
+        settings.tuning == "lora"
+        and settings.quantization == "none"  # 4-bit weights are kept as they are
+        and precision.product_bytes < precision.residual_bytes
+    )
+    copies = precision.product_bytes * (h * (2 * q + 2 * k) + 3 * h * f) if casts_frozen else 0
+    layer = batch.tokens * per_token + copies
     if not settings.gradient_checkpointing:
-        return batch.tokens * layer * sizes.layers
-    return batch.tokens * (sizes.layers * sizes.hidden * precision.residual_bytes + layer)
+        return layers * layer
+    return layers * batch.tokens * h * precision.residual_bytes + layer
 
 
 def vision_bytes(
@@ -141,9 +152,9 @@ def vision_bytes(
 
 
 def head_bytes(shape: Any, batch: Batch, precision: Precision, settings: ModelSettings) -> float:
-    """Hidden states of the labels, the directions of their gradients, and the tiles of log_probs.py: logits, exponentials, one at work."""
+    """Hidden states of the labels, the directions of their gradients, and four tiles of logits at work (log_probs.py)."""
     sizes = Sizes.of(shape)
     tile = min(batch.labels, TOKEN_TILE) * min(sizes.vocab, VOCABULARY_TILE)
     hidden = batch.labels * sizes.hidden * precision.product_bytes
     d_weight = 4 * sizes.vocab * sizes.hidden if settings.tuning == "full" else 0
-    return 3 * 4 * tile + 2 * hidden + d_weight
+    return 4 * 4 * tile + 2 * hidden + d_weight

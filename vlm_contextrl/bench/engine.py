@@ -1,14 +1,22 @@
 """The engine side by side with TRL 1.16 in one run: same weights, same ids, same completions, same loss, no dropout.
 
-Every measure has up to four sides: `trl_default` (TRL as it comes), `trl` (tuned, see peer.py), `ours`, and `ours_checkpointed` where
-checkpointing matters. A speed-up is the peer's best round over our best round; keys that end in `_default` compare with TRL as it
-comes. Log-probabilities, option logits and the gradients of all adapters are compared first, and a difference raises.
+Every measure has up to four sides: `trl` (tuned, see peer.py) is compared with `ours`; `trl_default` (TRL as it comes, which checkpoints)
+with `ours_checkpointed`, in keys that end in `_default`. A speed-up is the peer's best round over our best round.
 
-    train_c32, train_c128   forward and backward of one group; c128 has the vision share and the rho of a 7B model
-    rollout                 one group sampled
-    processor               one photo: 2 G runs in TRL, one in ours
-    selection               pairs asked in both directions, forward and backward
-    whole_step              processor, rollout, training, selection pairs and optimizer; TRL: a real GRPOTrainer
+    train_c32, train_c128              forward and backward of one group, 32 and 128 tokens per completion; at 128 rho is as of 512-token
+                                       answers to 1,200-token prompts
+    rollout                            one group sampled
+    processor                          one photo: 2 G runs in TRL, one in ours
+    selection                          pairs asked in both directions (`reverse: true`), which share their images; forward and backward
+    selection_one_way                  pairs asked in one direction, as the shipped 7B configurations do: nothing is shared
+    whole_step, whole_step_c128        processor, rollout, training, selection pairs in both directions and optimizer; TRL: a real
+                                       GRPOTrainer
+
+TRL has no context selection: its side there is a naive padded batch.
+
+Log-probabilities and option logits of every side, and the gradient of every adapter, are compared with ours before train_* and selection*
+are timed, and a difference raises. Rollout, processor and whole step are not compared: what they sample and update is not the same number
+for number.
 
 Left out: several GPUs, vLLM, and TRL's AsyncGRPOTrainer, which shares prefixes itself but takes no images.
 """
@@ -22,10 +30,9 @@ from typing import Any
 
 import torch
 
-from vlm_contextrl.bench.clock import one_thread
-from vlm_contextrl.bench.machine import hardware, versions
+from vlm_contextrl.bench.machine import hardware, measured_machine, one_thread, versions
 from vlm_contextrl.bench.measures import N_PAIRS, N_PROMPTS, Bench
-from vlm_contextrl.bench.peer import trl
+from vlm_contextrl.bench.peer import check_trl
 from vlm_contextrl.bench.shapes import Shape
 
 PHOTO_PX = (1024, 900)
@@ -41,36 +48,38 @@ ON_A_GPU = Shape(
 
 
 def run(quick: bool = False, progress: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
-    """All measures, ready for JSON. Raises MissingExtraError without TRL and ParityError when the sides differ."""
-    trl()
+    """All measures, ready for JSON. Raises MissingExtraError or ConfigError without TRL 1.16 and ParityError when the sides differ."""
+    check_trl()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     c32 = QUICK if quick else FULL if device.type == "cpu" else ON_A_GPU
     half_vision = max(1, c32.vision_layers // 2)
     c128 = replace(c32, vision_layers=half_vision, completion_tokens=4 * c32.completion_tokens)
-    rounds, step_rounds = (1, 1) if quick else (4, 2)
+    width_px, height_px = (px // (10 if quick else 1) for px in PHOTO_PX)
+    rounds, step_rounds = (1, 1) if quick else (3, 2)
     with one_thread() if device.type == "cpu" else nullcontext():
-        bench = Bench(c32, device, rounds)
-        progress("train_c32")
-        bench.train("c32", c32, bench.sides)
-        bench.saved_memory()
-        progress("train_c128")
-        bench.train("c128", c128, bench.sides_of(c128))
-        progress("rollout")
-        bench.rollout()
-        progress("processor")
-        bench.process(*(side // (10 if quick else 1) for side in PHOTO_PX))
-        progress("selection")
-        bench.selection()
-        progress("whole_step")
-        bench.rounds = step_rounds
-        bench.whole_step()
-        machine = hardware(device, bench.machine)
+        machine = measured_machine(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+        bench = Bench(c32, device, machine)
+        longer = Bench(c128, device, machine, bench.result)
+        measures: dict[str, Callable[[], None]] = {
+            "train_c32": lambda: bench.train("c32", rounds),
+            "train_c128": lambda: longer.train("c128", rounds),
+            "rollout": lambda: bench.rollout(rounds),
+            "processor": lambda: bench.process(width_px, height_px, rounds),
+            "selection": lambda: bench.selection("", rounds, both_ways=True),
+            "selection_one_way": lambda: bench.selection("_one_way", rounds, both_ways=False),
+            "whole_step": lambda: bench.whole_step("", step_rounds),
+            "whole_step_c128": lambda: longer.whole_step("_c128", step_rounds),
+        }
+        for name, measure in measures.items():
+            progress(name)
+            measure()
+        described = hardware(device, machine)
     return {
         **bench.result,
         "rounds": {"parts": rounds, "whole_step": step_rounds},
         "prompts_per_step": N_PROMPTS,
         "pairs_per_step": N_PAIRS,
         "shape": asdict(c32),
-        "hardware": machine,
+        "hardware": described,
         "versions": versions(),
     }

@@ -1,27 +1,27 @@
 """The least work that each benched part needs, and the least time that this machine could take for it.
 
-FLOPs count a multiplication with its addition as 2. N: parameters of the decoder's linear layers; T tokens, each distinct token once;
-A (query, key) pairs of attention; tri(n) = n(n + 1)/2.
+FLOPs count a multiplication with its addition as 2. N: parameters of the decoder's linear layers; T tokens, each distinct token once,
+the last one of a completion not at all (nothing is predicted from it); A (query, key) pairs of attention; tri(n) = n(n + 1)/2.
 
     linear layers      2 N T (1 + b)        b = 1: only the gradient of the inputs is needed (LoRA), 2: that of the weights, too
     attention          4 L H d A (1 + 2)    three gradients
     LM head            2 h V T_c (1 + 1)    labelled positions, frozen weights
     vision             once per distinct image, without gradient
-    decoding, bytes    C W + KV (C P + G tri(C)) per prompt; W bytes of weights, KV bytes of keys and values per token
+    decoding, bytes    (C - 1) W + n KV ((C - 1) P + G tri(C - 1)) for n prompts together; W bytes of weights, KV bytes of keys and
+                       values per token
 
-    floor = FLOPs / (FLOP/s of a matrix product) + bytes / (bytes/s of a copy)
+    floor = sum over parts of max(FLOPs / (FLOP/s of a matrix product), bytes / (bytes/s of a copy))
 
 Left out: adapters, norms, rotary positions, embeddings, sampling. No implementation reaches the floor; TRL and ours are divided by the
-same one, so repeated work shows as distance.
+same one, so repeated work shows as distance. (Ours runs a prompt's last token once per completion: P - 1 + G C positions of P + G (C - 1).)
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
-from vlm_contextrl.bench.clock import Call, in_turns
+from vlm_contextrl.bench.machine import Machine
 from vlm_contextrl.bench.shapes import MERGE, PATCH_PX, Shape
 
 
@@ -39,15 +39,9 @@ class Work:
         return Work(n * self.flops, n * self.n_bytes)
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the hardware does at its best, measured: FLOP/s of a matrix product, bytes/s of a copy (read and written)."""
-
-    flops_per_s: float
-    bytes_per_s: float
-
-    def floor_s(self, work: Work) -> float:
-        return work.flops / self.flops_per_s + work.n_bytes / self.bytes_per_s
+def seconds(parts: Iterable[Work], machine: Machine) -> float:
+    """Parts one after the other; within a part arithmetic and memory work at the same time."""
+    return sum(max(p.flops / machine.flops_per_s, p.n_bytes / machine.bytes_per_s) for p in parts)
 
 
 def triangle(n: int) -> float:
@@ -67,7 +61,7 @@ def vision(shape: Shape) -> Work:
     block = 4 * h * h + 3 * h * shape.vision_intermediate
     embedding = 3 * 2 * PATCH_PX**2 * h
     merger = merged * merged + merged * shape.hidden
-    windows = (shape.vision_layers - 1) * 64
+    windows = (shape.vision_layers - 1) * min(64, patches)
     linear = 2 * patches * (shape.vision_layers * block + embedding) + 2 * tokens * merger
     return Work(linear + 4 * patches * (patches + windows) * h)
 
@@ -87,20 +81,24 @@ def head(shape: Shape, positions: float, options: int | None = None) -> Work:
 def training(shape: Shape, *, seen: bool = False) -> Work:
     """Forward and backward of one group: one image (none when its features are there already), its prompt once, G completions."""
     P, G, C = shape.prompt_tokens, shape.completions, shape.completion_tokens
-    pairs = triangle(P) + G * (C * P + triangle(C))
-    work = decoder(shape, P + G * C, pairs, True) + head(shape, G * C).times(2)
+    pairs = triangle(P) + G * ((C - 1) * P + triangle(C - 1))
+    work = decoder(shape, P + G * (C - 1), pairs, True) + head(shape, G * C).times(2)
     return work if seen else work + vision(shape)
 
 
-def rollout(shape: Shape, element_bytes: int) -> Work:
-    """Image and prompt once, then C tokens for each of G rows."""
+def rollout(shape: Shape, element_bytes: int, prompts: int = 1) -> list[Work]:
+    """Prefill of images and prompts, then decoding: C - 1 more tokens for each of G rows per prompt, all rows together."""
     P, G, C = shape.prompt_tokens, shape.completions, shape.completion_tokens
     prefill = vision(shape) + decoder(shape, P, triangle(P), False) + head(shape, 1)
-    pairs = G * (C * P + triangle(C))
+    cached = (
+        (C - 1) * P,
+        G * triangle(C - 1),
+    )  # tokens read: of prompts, which their rows share, and of completions
+    decoding = decoder(shape, G * (C - 1), G * cached[0] + cached[1], False) + head(shape, G * (C - 1))
     weights = element_bytes * (linear_parameters(shape) + shape.hidden * shape.vocab)
     kv = element_bytes * shape.layers * 2 * shape.kv_heads * shape.head_dim
-    read = C * weights + kv * (C * P + G * triangle(C))
-    return prefill + decoder(shape, G * C, pairs, False) + head(shape, G * C) + Work(0, read)
+    read = Work(0, (C - 1) * weights + prompts * kv * sum(cached))
+    return [prefill.times(prompts), decoding.times(prompts) + read]
 
 
 def selection(shape: Shape, shared: int, own: list[int]) -> Work:
@@ -113,13 +111,3 @@ def selection(shape: Shape, shared: int, own: list[int]) -> Work:
 def image_processing(width_px: int, height_px: int, n_tokens: int) -> Work:
     """Pixels in as bytes, patches out as float32 (each twice: a still image fills both frames of a patch)."""
     return Work(0, 3 * width_px * height_px + 4 * n_tokens * MERGE**2 * 3 * 2 * PATCH_PX**2)
-
-
-def measured_machine(device: torch.device, dtype: torch.dtype, n: int = 1024, mib: int = 128) -> Machine:
-    """Best of five products of n x n matrices, and of five copies of `mib` MiB."""
-    a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
-    source = torch.ones(mib * 2**18, device=device)
-    target = torch.empty_like(source)
-    calls: dict[str, Call] = {"product": lambda: torch.mm(a, b), "copy": lambda: target.copy_(source)}
-    seconds = in_turns(calls, 5, device)
-    return Machine(2 * n**3 / min(seconds["product"]), 2 * mib * 2**20 / min(seconds["copy"]))

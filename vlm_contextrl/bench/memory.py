@@ -4,11 +4,19 @@ Weights, adapters, gradients and optimizer moments are counted on the model's ow
 bitsandbytes stores: half a byte per weight, one byte per block of 64, four per 256 blocks, and its code tables. Activations are counted
 by the formulas of activations.py. Bytes per parameter of what is trained: 4 weight, 4 gradient, 8 moments.
 
-    training  = weights + adapters + gradients + moments + reference + products' copies + features + activations + LM head
-    rollout   = the same up to the reference + cache of keys and values + logits + one image through the vision tower
+    always             = weights + adapters + gradients + moments + reference
+    usual micro-batch  = always + 16-bit copies + features + activations + LM head, of groups that fit into `tokens_per_micro_batch`
+    longest group      = the same of one group whose completions all have `max_new_tokens`, which is not split
+    optimizer step     = always + 4 bytes per trained weight (AdamW of torch, all tensors at once)
+    rollout            = always + 16-bit copies + cache of keys and values + logits + one image through the vision tower
 
-Left out: the CUDA context (about 0.5 GiB), fragmentation, gradients of single activations, vLLM (it takes a share of its own). One
-process is assumed; sharding divides the weights of full fine-tuning and what goes with them by the number of processes.
+16-bit copies are what autocast keeps: of trained float32 weights outside the LM head, adapters among them. With checkpointing they are
+gone when a layer is recomputed; they are counted together all the same, so a micro-batch of full tuning is an upper bound by one layer.
+
+Gradients live until the next update begins, so in rollouts, too.
+
+Left out: the CUDA context (about 0.5 GiB), fragmentation, gradients of single activations, a dequantised matrix, vLLM (it takes a share of
+its own). One process is assumed; sharding divides the weights of full fine-tuning and what goes with them by the number of processes.
 """
 
 from __future__ import annotations
@@ -25,18 +33,20 @@ from vlm_contextrl.bench.activations import (
     Sizes,
     decoder_bytes,
     head_bytes,
-    kernel_repeats_keys,
+    kernel_on_a_gpu,
     vision_bytes,
 )
 from vlm_contextrl.bench.model_shapes import empty_model, model_config
 from vlm_contextrl.config import ModelSettings, PolicyTerm, RunConfig
+from vlm_contextrl.errors import ConfigError
 from vlm_contextrl.models import LANGUAGE_LINEAR, VISION_LINEAR, resolve
 
 GIB = 2**30
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
 NF4_TABLES = 4 * (16 + 256 + 1)  # both code tables and the offset, per matrix
 TEXT_TOKENS = 256  # assumed beside the image of a question
-DEFAULT_MAX_PIXELS = 12_845_056  # of Qwen2.5-VL's image processor
+# preprocessor_config.json of the repositories on the Hugging Face hub; of Qwen3-VL as quoted in github.com/QwenLM/Qwen3-VL/issues/1836
+DEFAULT_MAX_PIXELS = {"qwen2_5_vl": 12_845_056, "qwen3_vl": 16_777_216}
 
 
 def nf4_bytes(n_weights: int) -> int:
@@ -53,7 +63,7 @@ class Weights:
     stored_bytes: int
     adapters: int  # parameters
     trainable: int
-    cast: int  # weights of linear layers that autocast copies to 16 bits
+    cast: int  # trained weights of which autocast keeps a 16-bit copy
 
 
 def count_weights(model: Any, settings: ModelSettings) -> Weights:
@@ -74,18 +84,26 @@ def count_weights(model: Any, settings: ModelSettings) -> Weights:
         nf4_bytes(p.numel()) if name in quantised else element * p.numel() for name, p in parameters.items()
     )
     total = sum(p.numel() for p in parameters.values())
-    cast = (
-        sum(m.weight.numel() for m in linear.values()) if settings.autocast == "bf16" and element == 4 else 0
-    )
+    autocast = settings.autocast == "bf16"
     if settings.tuning == "lora":
         targets = f"({LANGUAGE_LINEAR})|({VISION_LINEAR})" if settings.lora.vision else LANGUAGE_LINEAR
         adapted = [m for name, m in linear.items() if re.fullmatch(targets, name)]
         adapters = sum(settings.lora.rank * (m.in_features + m.out_features) for m in adapted)
-        return Weights(total, stored, adapters, adapters, cast)
-    frozen = 0 if settings.train_vision else sum(
-        p.numel() for name, p in parameters.items() if name.startswith("model.visual")
-    )  # fmt: skip
-    return Weights(total, stored, 0, total - frozen, cast)
+        return Weights(total, stored, adapters, adapters, adapters if autocast else 0)
+    trained = {
+        name: p
+        for name, p in parameters.items()
+        if settings.train_vision or not name.startswith("model.visual")
+    }
+    of_products = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv3d))]
+    cast = sum(
+        trained[name].numel()
+        for module in of_products
+        if module.rpartition(".")[2] != "lm_head"
+        for name in (f"{module}.weight", f"{module}.bias")
+        if name in trained
+    )
+    return Weights(total, stored, 0, sum(p.numel() for p in trained.values()), cast if autocast else 0)
 
 
 def estimate(config: RunConfig) -> dict[str, Any]:
@@ -100,7 +118,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         config.rollout.completions_per_prompt, config.rollout.max_new_tokens, config.optim.tokens_per_micro_batch,
     )  # fmt: skip
     precision = Precision.of(model_settings)
-    repeats = kernel_repeats_keys(precision, model_settings)
+    kernel = kernel_on_a_gpu(precision, model_settings)
     longest = Batch(prompt, G, C)
     usual = longest.within(budget)
     prompts_at_once = max(1, min(budget // prompt, config.rollout.sequences_at_once // G))
@@ -114,6 +132,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         if policy.kl_coef > 0 and model_settings.tuning == "full"
         else 0,
     }
+    copies = {"16-bit copies": 2 * weights.cast}
     rollout = {
         "cache of keys and values": prompts_at_once * G * (prompt + C) * _kv_bytes(shape, precision),
         "rollout logits": 3 * 4 * prompts_at_once * G * Sizes.of(shape).vocab,
@@ -122,17 +141,17 @@ def estimate(config: RunConfig) -> dict[str, Any]:
 
     def training(batch: Batch) -> dict[str, float]:
         return {
-            "16-bit copies of weights": 2 * weights.cast,
             "vision": _vision(shape, batch, image_tokens, precision, model_settings),
-            "activations": decoder_bytes(shape, batch, precision, model_settings, repeats_keys=repeats),
+            "activations": decoder_bytes(shape, batch, precision, model_settings, kernel=kernel),
             "LM head": head_bytes(shape, batch, precision, model_settings),
         }
 
-    always = sum(fixed.values())
+    always, kept = sum(fixed.values()), sum(copies.values())
     peaks = {
-        "training": always + sum(training(usual).values()),
-        "longest group": always + sum(training(longest).values()),
-        "rollout": always + sum(rollout.values()) + one_image,
+        "usual micro-batch": always + kept + sum(training(usual).values()),
+        "longest group": always + kept + sum(training(longest).values()),
+        "optimizer step": always + 4 * weights.trainable,
+        "rollout": always + kept + sum(rollout.values()) + one_image,
     }
     return {
         "name": config.name,
@@ -140,7 +159,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
         "shape_from": source,
         "parameters": weights.parameters,
         "trainable": weights.trainable,
-        "parts_gib": {name: n / GIB for name, n in (fixed | training(usual) | rollout).items()},
+        "parts_gib": {name: n / GIB for name, n in (fixed | copies | training(usual) | rollout).items()},
         "peaks_gib": {name: n / GIB for name, n in peaks.items()},
         "assumed": {
             "prompt_tokens": prompt,
@@ -170,17 +189,24 @@ def _kv_bytes(shape: Any, precision: Precision) -> int:
 
 
 def _image_tokens(settings: ModelSettings, shape: Any, limit: int) -> int:
+    """Visual tokens of the largest image that a prompt has room for. Raises ConfigError when it has none for the smallest."""
     vision = shape.vision_config
-    side_px = vision.patch_size * vision.spatial_merge_size
-    max_pixels = settings.max_pixels or _own_max_pixels(settings.path)
-    return int(min(max_pixels // side_px**2, max(1, limit - TEXT_TOKENS)))
+    token_px = (vision.patch_size * vision.spatial_merge_size) ** 2
+    least = max(1, (settings.min_pixels or 0) // token_px)
+    if limit - TEXT_TOKENS < least:
+        raise ConfigError(
+            f"data.max_prompt_tokens is {limit}: no room for an image of {least} tokens beside {TEXT_TOKENS} of text; expected at least "
+            f"{TEXT_TOKENS + least}"
+        )
+    max_pixels = settings.max_pixels or _own_max_pixels(settings.path, shape.model_type)
+    return int(min(max_pixels // token_px, limit - TEXT_TOKENS))
 
 
-def _own_max_pixels(path: str) -> int:
+def _own_max_pixels(path: str, model_type: str) -> int:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     folder = Path(resolve(path))
     if (folder / "preprocessor_config.json").is_file():
         size: Mapping[str, int] = Qwen2VLImageProcessorPil.from_pretrained(str(folder)).size
         return size["longest_edge"]
-    return DEFAULT_MAX_PIXELS
+    return DEFAULT_MAX_PIXELS[model_type]

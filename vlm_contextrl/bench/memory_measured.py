@@ -1,4 +1,4 @@
-"""The memory that one training step really takes on a GPU: random weights of the model's shape, one micro-batch as estimated.
+"""The memory that a training step really takes on a GPU: random weights of the model's shape, one micro-batch as estimated.
 
 The weights go through a folder and `load_policy`, so that adapters, nf4 and kernels are those of a run. Selection pairs, which are smaller
 than a micro-batch of groups, are left out; so are rollouts.
@@ -7,7 +7,7 @@ than a micro-batch of groups, are left out; so are rollouts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ import torch
 from vlm_contextrl.bench.model_shapes import model_config
 from vlm_contextrl.bench.shapes import Shape, bench_processor
 from vlm_contextrl.config import PolicyTerm, RunConfig
+from vlm_contextrl.errors import InputError
 from vlm_contextrl.models import load_policy
 from vlm_contextrl.pairs import QuestionRow
 from vlm_contextrl.policy import Policy
@@ -28,18 +29,43 @@ from vlm_contextrl.terms import Group, PolicyObjective, Update
 GIB = 2**30
 
 
-def measure_on_gpu(config: RunConfig, assumed: Mapping[str, int]) -> dict[str, float] | None:
-    """Peak GiB of one training step; None without a GPU. assumed: as `memory.estimate` gives it."""
+def measure_on_gpu(config: RunConfig, assumed: Mapping[str, int]) -> dict[str, float]:
+    """Peak GiB of a micro-batch and of the optimizer in the second step. assumed: as `memory.estimate` gives it.
+
+    Raises InputError without a GPU and when its memory does not suffice.
+    """
     if not torch.cuda.is_available():
-        return None
+        raise InputError("--measure needs a CUDA device and finds none; leave it out for the estimate alone")
     device = torch.device("cuda")
-    torch.cuda.reset_peak_memory_stats(device)
-    one_step(config, assumed, device)
-    return {"training": torch.cuda.max_memory_allocated(device) / GIB}
+    peaks: dict[str, float] = {}
+
+    def begin() -> None:
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def end(name: str) -> None:
+        peaks[name] = torch.cuda.max_memory_allocated(device) / GIB
+
+    try:
+        two_steps(config, assumed, device, begin, end)
+    except torch.OutOfMemoryError as error:
+        total = torch.cuda.get_device_properties(device).total_memory / GIB
+        used = torch.cuda.max_memory_allocated(device) / GIB
+        raise InputError(
+            f"measuring: out of device memory with {used:.2f} of {total:.2f} GiB in use; lower optim.tokens_per_micro_batch, or leave "
+            "--measure out"
+        ) from error
+    return peaks
 
 
-def one_step(config: RunConfig, assumed: Mapping[str, int], device: torch.device) -> None:
-    """Load random weights, run one micro-batch forward and backward, and step the optimizer."""
+def two_steps(
+    config: RunConfig,
+    assumed: Mapping[str, int],
+    device: torch.device,
+    begin: Callable[[], None] = lambda: None,
+    end: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Load random weights and take two optimizer steps of one micro-batch. In the second, whose parts `begin` and `end` enclose, moments
+    and gradients exist, as in any but the first micro-batch of a run."""
     with TemporaryDirectory() as folder:
         _write_random_model(config, Path(folder))
         settings = config.model.model_copy(update={"path": folder, "adapter": None})
@@ -52,11 +78,17 @@ def one_step(config: RunConfig, assumed: Mapping[str, int], device: torch.device
     objective = PolicyObjective(term, config.rollout.max_new_tokens, config.rollout.temperature)
     update = Update(_groups(policy, config, assumed, term.kl_coef > 0), [], "0")
     half = torch.autocast(device.type, torch.bfloat16) if settings.autocast == "bf16" else nullcontext()
-    for share in objective.shares(policy, update, max(1, assumed["micro_batch_tokens"])):
-        with half:
-            loss, _ = share()
-        loss.backward()
-    optimizer.step()
+    for _ in range(2):
+        begin()
+        for share in objective.shares(policy, update, max(1, assumed["micro_batch_tokens"])):
+            with half:
+                loss, _ = share()
+            loss.backward()
+            del loss
+        end("usual micro-batch")
+        begin()
+        optimizer.step()
+        end("optimizer step")
     del held
 
 

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from vlm_contextrl.bench.shapes import Shape, with_our_attention
 from vlm_contextrl.config import PolicyTerm, SelectionTerm
-from vlm_contextrl.merged_adapters import merged_adapters
 from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.packed_kernels import choose_kernel
 from vlm_contextrl.packing import Continuation, PackedRow, pack
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, Processor
-from vlm_contextrl.rollout import Completion, sample
+from vlm_contextrl.rollout import Completion, OwnEngine
 from vlm_contextrl.terms import Group, PolicyObjective, SelectionObjective, Update
 from vlm_contextrl.vqa import question_prompt
 
-BUDGET_TOKENS = 16384  # tokens_per_micro_batch, as shipped
+BUDGET_TOKENS, SEQUENCES = 16384, 64  # tokens_per_micro_batch, sequences_at_once: the defaults of config.py
 LEARNING_RATE = 1e-6  # as TRL's default
 
 
@@ -110,13 +109,8 @@ class Ours:
 def sampled(
     policy: Policy, prompts: Sequence[EncodedPrompt], n: int, max_new_tokens: int
 ) -> list[list[Completion]]:
-    """Completions at temperature 1, adapters merged meanwhile as in training."""
-    with merged_adapters(policy.model):
-        return sample(
-            policy,
-            prompts,
-            n,
-            max_new_tokens=max_new_tokens,
-            temperature=1.0,
-            seeds=list(range(len(prompts))),
-        )
+    """Completions at temperature 1, as in training."""
+    seeds = list(range(len(prompts)))
+    return OwnEngine(BUDGET_TOKENS, SEQUENCES).sample(
+        policy, prompts, n, max_new_tokens=max_new_tokens, temperature=1.0, seeds=seeds
+    )

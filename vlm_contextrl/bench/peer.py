@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,20 +28,28 @@ import torch
 from torch import Tensor
 
 from vlm_contextrl.bench.shapes import NEVER_SAMPLED
-from vlm_contextrl.errors import MissingExtraError
+from vlm_contextrl.errors import ConfigError
 from vlm_contextrl.processing import EncodedPrompt, Processor
+
+KNOWN_TRL = "1.16"
 
 
 def trl(module: str = "trl") -> Any:
-    """A module of TRL, looked up when it is needed. Raises MissingExtraError without TRL."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_module(module)
-    except ImportError as error:
-        raise MissingExtraError(
-            "bench engine compares with TRL, which is not installed: pip install 'vlm-contextrl[trl]'"
-        ) from error
+    """A module of TRL, looked up when it is needed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return import_module(module)
+
+
+def check_trl() -> None:
+    """Raises MissingExtraError, with the reason that `vlm_contextrl.trl` finds, when TRL cannot be imported, and ConfigError when it is
+    another one than the bench knows."""
+    trl("vlm_contextrl.trl")
+    found = version("trl")
+    if found.split(".")[:2] != KNOWN_TRL.split("."):
+        raise ConfigError(
+            f"trl {found} is installed; bench engine uses private names of TRL {KNOWN_TRL}: pip install 'trl=={KNOWN_TRL}.*'"
+        )
 
 
 class Peer:
@@ -124,7 +133,8 @@ class Peer:
 
     @torch.no_grad()
     def generate(self, prompt: EncodedPrompt, n: int, max_new_tokens: int) -> Tensor:
-        """n completions [n, max_new_tokens] as `GRPOTrainer._generate_single_turn` samples them: n copies of the row."""
+        """n completions [n, max_new_tokens] as `GRPOTrainer._generate_single_turn` samples them: n copies of the row. Tuned side only: TRL
+        turns checkpointing off around it."""
         from transformers import GenerationConfig
 
         tokenizer = self.processor.tokenizer
@@ -140,7 +150,7 @@ class Peer:
             suppress_tokens=self.suppressed,
             disable_compile=True,
         )
-        with self.settings(), without_checkpointing(self.model.get_base_model()):
+        with self.settings():
             ids = self.model.generate(**self.batch([prompt] * n), generation_config=settings)
         completions: Tensor = ids[:, len(prompt) :]
         return completions
@@ -161,16 +171,3 @@ def enable_checkpointing(model: Any) -> None:
     """As the Trainer of transformers does: on every part of the model that knows how."""
     renamed = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.23
     (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-@contextmanager
-def without_checkpointing(model: Any) -> Iterator[None]:
-    """Off within the block, as TRL does while it samples."""
-    on = bool(getattr(model, "is_gradient_checkpointing", False))
-    if on:
-        getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
-    try:
-        yield
-    finally:
-        if on:
-            enable_checkpointing(model)

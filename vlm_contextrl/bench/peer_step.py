@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_contextrl.bench.clock import Stopwatch
+from vlm_contextrl.bench.machine import Stopwatch
 from vlm_contextrl.bench.peer import Peer, trl
 from vlm_contextrl.pairs import QuestionRow
 from vlm_contextrl.processing import Processor
@@ -72,6 +72,7 @@ def _trainer(
         per_device_train_batch_size=completions,  # 8, as TRL's default; all groups at once take 3% longer on a CPU
         gradient_accumulation_steps=len(rows),
         num_generations=completions,
+        loss_type="grpo",  # as our side; TRL's default is dapo
         max_completion_length=completion_tokens,
         generation_kwargs={"suppress_tokens": peer.suppressed},
         max_steps=1,

@@ -9,6 +9,7 @@ Shapes: G completions per prompt, T prompt tokens.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from vlm_contextrl import attention
 from vlm_contextrl.models import LANGUAGE_LINEAR, resolve
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
+from vlm_contextrl.probe import option_ids, selection_prompt
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 from vlm_contextrl.prompts import vqa_messages
 
@@ -191,3 +193,23 @@ def prompt_of(row: QuestionRow, processor: Processor) -> EncodedPrompt:
     """The prompt of a question, patches cut beforehand."""
     images = [cut(processor.process_image(image)) for image in row.images]
     return processor.encode(vqa_messages(row.query, len(images), row.options, style="plain"), images)
+
+
+def selection_prompts(
+    processor: Processor, pairs: Sequence[ContrastivePair], *, both_ways: bool, patches_cut: bool
+) -> tuple[list[EncodedPrompt], list[int]]:
+    """Selection prompts of pairs, the context first, and the option ids. both_ways: each followed by the other direction over the same
+    order of its images, which B supports. patches_cut: beforehand; else anew for every use, as a naive batch does."""
+    prompts = []
+    for each in pairs:
+        assert isinstance(each.context, EncodedImage)
+        assert isinstance(each.confounder, EncodedImage)
+        shown = [processor.process_image(image.decode()) for image in (each.context, each.confounder)]
+        if patches_cut:
+            shown = [cut(image) for image in shown]
+        prompts.append(selection_prompt(processor, each, shown))
+        if both_ways:
+            reverse = each.reversed()
+            assert reverse is not None
+            prompts.append(selection_prompt(processor, reverse, shown))
+    return prompts, option_ids(processor, pairs)
