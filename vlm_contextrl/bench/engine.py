@@ -1,7 +1,7 @@
 """The engine side by side with TRL 1.16 in one run: same weights, same ids, same completions, same loss, no dropout.
 
 Every measure has up to four sides: `trl` (tuned, see peer.py) is compared with `ours`; `trl_default` (TRL as it comes, which checkpoints)
-with `ours_checkpointed`, in keys that end in `_default`. A speed-up is the peer's best round over our best round.
+with `ours_checkpointed`, in keys that end in `_default`. A speed-up is the median over rounds of the peer's time over ours.
 
     train_c32, train_c128              forward and backward of one group, 32 and 128 tokens per completion; at 128 rho is as of 512-token
                                        answers to 1,200-token prompts
@@ -55,7 +55,7 @@ def run(quick: bool = False, progress: Callable[[str], None] = lambda name: None
     half_vision = max(1, c32.vision_layers // 2)
     c128 = replace(c32, vision_layers=half_vision, completion_tokens=4 * c32.completion_tokens)
     width_px, height_px = (px // (10 if quick else 1) for px in PHOTO_PX)
-    rounds, step_rounds = (1, 1) if quick else (3, 2)
+    rounds, step_rounds = (1, 1) if quick else (5, 3)
     with one_thread() if device.type == "cpu" else nullcontext():
         machine = measured_machine(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
         bench = Bench(c32, device, machine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -212,7 +213,7 @@ class Bench:
         rounds: int,
         time_themselves: Collection[str] = (),
     ) -> None:
-        """Seconds of every round and the best round as a multiple of the floor."""
+        """Seconds of every round and their median as a multiple of the floor."""
 
         def clear() -> None:
             for side in sides.values():
@@ -223,14 +224,18 @@ class Bench:
         seconds = in_turns(calls, rounds, self.device, done=clear, time_themselves=time_themselves)
         floor_s = floor.seconds(work, self.machine)
         self.result["seconds"][name] = {**seconds, "floor": floor_s}
-        self.result["of_floor"][name] = {side: min(times) / floor_s for side, times in seconds.items()}
+        self.result["of_floor"][name] = {side: median(times) / floor_s for side, times in seconds.items()}
 
     def speedup(self, name: str, key: str) -> None:
-        """The peer's best round over ours: tuned over ours, TRL as it comes over ours under checkpointing."""
+        """The peer's time over ours, the median of the rounds' ratios: tuned over ours, TRL as it comes over ours under checkpointing.
+
+        The sides of a round run one behind the other, so a machine that is slow for a while is slow for both.
+        """
         seconds = self.result["seconds"][name]
         for peer, ours, suffix in (("trl", "ours", ""), ("trl_default", "ours_checkpointed", "_default")):
             if peer in seconds:
-                self.result[key + suffix] = min(seconds[peer]) / min(seconds[ours])
+                ratios = [a / b for a, b in zip(seconds[peer], seconds[ours], strict=True)]
+                self.result[key + suffix] = median(ratios)
 
 
 def agree(peer: Found, ours: Found, where: str, tolerance: float) -> float:
