@@ -61,7 +61,7 @@ def processor_of(family: str, folder: Path) -> Any:
 
     parent: Any = Qwen2_5_VLProcessor if family == "qwen2_5_vl" else Qwen3VLProcessor
 
-    class StillImages(parent):  # type: ignore[misc]
+    class StillImages(parent):  # type: ignore[misc]  # untyped base
         def check_argument_for_proper_class(self, name: str, argument: Any) -> type:
             return type(argument)  # the original looks the video processor's class up
 

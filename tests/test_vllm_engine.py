@@ -106,7 +106,7 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "1")  # what the engine sets is undone with it
     module = SimpleNamespace(LLM=type("LLM", (FakeLLM,), {}), SamplingParams=lambda **o: SimpleNamespace(**o))
-    monkeypatch.setitem(sys.modules, "vllm", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "vllm", module)  # type: ignore[arg-type]  # a stand-in
     return module
 
 

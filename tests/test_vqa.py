@@ -30,7 +30,7 @@ def says(policy: Policy, text: str) -> None:
         calls.append(1)
         return logits
 
-    policy.next_logits = next_logits  # type: ignore[method-assign]
+    policy.next_logits = next_logits  # type: ignore[method-assign]  # in place of the model
 
 
 @pytest.fixture

@@ -221,6 +221,11 @@ class RunConfig(Record):
     objective: list[Term] = Field(min_length=1, description="weighted terms of the loss")
     log: LogSettings = LogSettings()
 
+    @property
+    def policy_term(self) -> PolicyTerm:
+        """The term of the policy, of which there is exactly one."""
+        return next(t for t in self.objective if isinstance(t, PolicyTerm))
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if (self.steps is None) == (self.epochs is None):

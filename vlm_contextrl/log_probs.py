@@ -136,15 +136,19 @@ def _weight_gradient(
 
 def head_logits(hidden_BH: Tensor, weight_VH: Tensor) -> Tensor:
     """Logits [B, V], in float32 at least, as `label_log_probs` takes them."""
-    dtype = product_dtype(weight_VH)
+    weight_VH = in_product_dtype(weight_VH)
     with torch.autocast(hidden_BH.device.type, enabled=False):
-        return exact_product(hidden_BH.to(dtype), weight_VH.to(dtype).T)
+        return exact_product(hidden_BH.to(weight_VH.dtype), weight_VH.T)
 
 
-def product_dtype(weight: Tensor) -> torch.dtype:
-    """Precision of a product with a weight."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Precision in which a factor goes into a product: of autocast, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def in_product_dtype(x: Tensor) -> Tensor:
+    return x.to(product_dtype(x))
 
 
 def exact_product(a: Tensor, b: Tensor) -> Tensor:

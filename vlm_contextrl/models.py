@@ -8,6 +8,7 @@ model (and of the vision tower on request). The patch embedding and the LM head 
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,11 @@ def load_policy(
     settings: ModelSettings, device: torch.device | str = "cpu", *, trainable: bool = True
 ) -> Policy:
     """Model, processor and (for LoRA) adapters as one policy. Raises CheckpointError with one line when a part cannot be read."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     path = resolve(settings.path)
     _refuse_unsafe_folder(path)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: no readable model configuration: {first_line(error)}") from error
-    if config.model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}"
-        )
+    config = read_config(path, trust_remote_code=settings.trust_remote_code)
     quantization = _quantization(settings)
     attention.register()
     _quiet_progress_of_small_models(path)
@@ -95,10 +89,40 @@ def load_policy(
     )
     if trainable and settings.gradient_checkpointing:
         # Only the language model: a frozen tower must not be recomputed, nor made part of the graph.
-        language_model = policy.base.model.language_model
-        renamed = getattr(language_model, "activation_checkpointing_enable", None)  # transformers 5.23
-        (renamed or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
+        enable_checkpointing(policy.base.model.language_model)
     return policy.train() if trainable else policy.eval().requires_grad_(False)
+
+
+def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of a supported model. Raises CheckpointError when there is none to read, and for another family."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: no readable model configuration: {first_line(error)}") from error
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}"
+        )
+    return config
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute the activations of a model of transformers in its backward pass."""
+    renamed = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.23
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def lora_targets(vision: bool) -> str:
+    """Pattern of the linear layers that carry adapters."""
+    return f"({LANGUAGE_LINEAR})|({VISION_LINEAR})" if vision else LANGUAGE_LINEAR
+
+
+def autocast(settings: ModelSettings, device: torch.device) -> AbstractContextManager[Any]:
+    """Matrix products in the precision that the settings name."""
+    half = settings.autocast == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 
 def product_dtype(settings: ModelSettings) -> torch.dtype:
@@ -161,7 +185,7 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
         model = model.merge_and_unload()
     elif settings.tuning == "lora" and trainable:
         lora = settings.lora
-        targets = f"({LANGUAGE_LINEAR})|({VISION_LINEAR})" if lora.vision else LANGUAGE_LINEAR
+        targets = lora_targets(lora.vision)
         return get_peft_model(
             model,
             LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"),

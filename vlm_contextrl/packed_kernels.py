@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlm_contextrl.log_probs import in_product_dtype
 from vlm_contextrl.packed_layout import PackedLayout, Ragged
 
 Kernel = Callable[[Tensor, Tensor, Tensor, PackedLayout, float | None], Tensor]
@@ -79,9 +80,9 @@ def over_segments(
     grouped heads keep small: 28 MB per layer and group at 7B with G(P + C) = 14k."""
     B, H, T, D = query.shape
     ragged = layout.ragged
-    if torch.is_autocast_enabled(query.device.type):  # which knows SDPA and not these kernels
-        half = torch.get_autocast_dtype(query.device.type)
-        query, key, value = (x.to(half) for x in (query, key, value))
+    query, key, value = (
+        in_product_dtype(x) for x in (query, key, value)
+    )  # autocast does not know these kernels
     flat_q, flat_k, flat_v = (x.transpose(1, 2).reshape(B * T, -1, D) for x in (query, key, value))
     out_QHD = kernel(
         flat_q.index_select(0, ragged.query_at_Q),
@@ -102,7 +103,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scal
             q, k, v, ragged.query_starts, ragged.key_starts, ragged.longest_query, ragged.longest_keys,
             scale=scale, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
-        return out  # type: ignore[no-any-return]
+        return out  # type: ignore[no-any-return]  # a pair only when asked for
 
     return over_segments(query, key, value, layout, scale, kernel)
 
@@ -175,11 +176,8 @@ def obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return "needs compute capability 8.0 (Ampere) or newer"
     if name == "flash":
         return "flash-attn is not installed" if find_spec("flash_attn") is None else None
-    return "this torch has no torch.nn.attention.varlen" if _no_varlen() else None
-
-
-def _no_varlen() -> bool:
-    return find_spec("torch.nn.attention.varlen") is None
+    missing = find_spec("torch.nn.attention.varlen") is None
+    return "this torch has no torch.nn.attention.varlen" if missing else None
 
 
 def announce(choice: Choice, wanted: str) -> None:

@@ -22,13 +22,16 @@ import torch
 from torch import Tensor
 
 from vlm_contextrl.errors import first_line
-from vlm_contextrl.log_probs import product_dtype
+from vlm_contextrl.log_probs import in_product_dtype
 from vlm_contextrl.merged_adapters import merged_adapters
 from vlm_contextrl.packing import under_budget
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.processing import EncodedPrompt
+from vlm_contextrl.processing import EncodedPrompt, Processor
 
 STAGE_TOKENS = 256  # a stage's cache has room for this many more
+NEVER_SAMPLED = (
+    "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|im_start|>",
+)  # fmt: skip
 _graphs_work = True  # until one could not be recorded
 
 
@@ -179,7 +182,7 @@ class _Stage:
         layers: list[tuple[Any, Any]] = list(zip(longer.layers, cache.layers, strict=True))
         for new, old in layers:
             keys, values = (x[:, :, :filled].index_select(0, rows) for x in (old.keys, old.values))
-            new.lazy_initialization(_in_product_dtype(keys), _in_product_dtype(values))
+            new.lazy_initialization(in_product_dtype(keys), in_product_dtype(values))
             new.keys[:, :, :filled], new.values[:, :, :filled] = keys, values
             new.cumulative_length.fill_(filled)
             old.keys = old.values = None  # not both caches of all layers at once
@@ -221,14 +224,10 @@ def _cache_layer(n_tokens: int) -> Any:
             self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Tensor]:
             return super().update(
-                _in_product_dtype(key_states), _in_product_dtype(value_states), *args, **kwargs
+                in_product_dtype(key_states), in_product_dtype(value_states), *args, **kwargs
             )
 
     return Layer(max_cache_len=n_tokens)
-
-
-def _in_product_dtype(x: Tensor) -> Tensor:
-    return x.to(product_dtype(x))
 
 
 def _capture(forward: Callable[[], Tensor], cache: Any) -> Callable[[], Tensor]:
@@ -288,17 +287,15 @@ def _draw(
     return token_B, logps_BV.gather(-1, token_B[:, None])[:, 0]
 
 
+def forbidden_ids(processor: Processor) -> list[int]:
+    """Tokens that are never sampled, as far as the tokenizer has them."""
+    tokenizer = processor.tokenizer
+    ids = [tokenizer.convert_tokens_to_ids(name) for name in NEVER_SAMPLED]
+    return [i for i in ids if i is not None and i != tokenizer.unk_token_id]
+
+
 def forbidden_tokens(policy: Policy, vocab: int) -> Tensor:
     """Which of the vocabulary [V] are never sampled."""
-    names = (
-        "<|image_pad|>",
-        "<|video_pad|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|vision_pad|>",
-        "<|im_start|>",
-    )
-    ids = [policy.processor.tokenizer.convert_tokens_to_ids(name) for name in names]
     mask_V = torch.zeros(vocab, dtype=torch.bool, device=policy.device)
-    mask_V[[i for i in ids if i is not None and i != policy.processor.tokenizer.unk_token_id]] = True
+    mask_V[forbidden_ids(policy.processor)] = True
     return mask_V

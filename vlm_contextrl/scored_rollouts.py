@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vlm_contextrl.config import PolicyTerm, RunConfig
+from vlm_contextrl.config import RunConfig
 from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.objectives.policy import VARIANTS
 from vlm_contextrl.pairs import QuestionRow
@@ -47,7 +47,7 @@ class ScoredRollouts:
     ) -> None:
         self.policy, self.ranks, self.engine, self.autocast = policy, ranks, engine, autocast
         self.seed, self.settings, self.style = config.seed, config.rollout, config.data.prompt_style
-        term = next(t for t in config.objective if isinstance(t, PolicyTerm))
+        term = config.policy_term
         self.rewards = [
             (name, load_reward(name, self.style), weight) for name, weight in term.rewards.items()
         ]
@@ -79,14 +79,13 @@ class ScoredRollouts:
             for part in self.ranks.gather(self._score(rows, sampled, texts))
             for p, found in part.items()
         }
-        order = sorted(scored)
-        rewards_PG = torch.tensor([scored[p].rewards for p in order])
+        scored = dict(sorted(scored.items()))
+        rewards_PG = torch.tensor([found.rewards for found in scored.values()])
         advantages_PG, metrics = group_advantages(rewards_PG, self.advantage_scale)
+        advantages = dict(zip(scored, advantages_PG, strict=True))
         groups = {
-            p: Group(
-                rows[p], prompts[p], sampled[p], texts[p], scored[p].rewards, advantages_PG[order.index(p)]
-            )
-            for p in rows
+            p: Group(row, prompts[p], sampled[p], texts[p], scored[p].rewards, advantages[p])
+            for p, row in rows.items()
         }
         return groups, {name: float(value) for name, value in metrics.items()} | _metrics(
             list(scored.values())

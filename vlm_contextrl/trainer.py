@@ -14,7 +14,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from vlm_contextrl.checkpoints import export, load_checkpoint, save_checkpoint, 
 from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm
 from vlm_contextrl.errors import ContextRLError, InputError
 from vlm_contextrl.evaluation import HeldOut
-from vlm_contextrl.models import load_policy, product_dtype
+from vlm_contextrl.models import autocast, load_policy, product_dtype
 from vlm_contextrl.packing import under_budget
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
@@ -79,10 +78,8 @@ def _train(
 ) -> dict[str, Any]:
     if ranks.is_first:
         check_run_folder(run_dir, config, resume=resume)
-    for term in config.objective:
-        if isinstance(term, PolicyTerm):
-            for name in term.rewards:
-                load_reward(name, config.data.prompt_style)
+    for name in config.policy_term.rewards:
+        load_reward(name, config.data.prompt_style)
     questions = read_questions(config.data.questions)
     pairs = read_pairs(config.data.pairs) if config.data.pairs else []
     held_out = HeldOut(config.data)
@@ -129,7 +126,6 @@ class Trainer:
         self.steps = config.steps or math.ceil(
             (config.epochs or 0) * len(question_at) / config.rollout.prompts_per_step
         )
-        policy_term = next(t for t in config.objective if isinstance(t, PolicyTerm))
         self.selection_term = next((t for t in config.objective if isinstance(t, SelectionTerm)), None)
         rollout = config.rollout
         self.terms: list[Term] = [
@@ -147,7 +143,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.trainable, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay
         )
-        needs_reference = policy_term.kl_coef > 0
+        needs_reference = config.policy_term.kl_coef > 0
         self.reference = ReferenceModel(config.model, policy, ranks) if needs_reference else None
         self.rollouts = ScoredRollouts(config, policy, ranks, self._engine(), self.autocast)
         self.skipped_in_a_row = 0
@@ -217,8 +213,7 @@ class Trainer:
 
     def autocast(self) -> Any:
         """Matrix products in bfloat16 where the configuration says so."""
-        half = self.config.model.autocast == "bf16"
-        return torch.autocast(self.ranks.device.type, torch.bfloat16) if half else nullcontext()
+        return autocast(self.config.model, self.ranks.device)
 
     def _watch_gap(self, metrics: dict[str, Any]) -> None:
         """Say once that the completions are not those of the policy that trains on them."""

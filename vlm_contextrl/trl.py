@@ -69,7 +69,7 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: TRL's lazy imports
     ) from error
 
 
-class ContextRLTrainer(GRPOTrainer):  # type: ignore[misc]
+class ContextRLTrainer(GRPOTrainer):  # type: ignore[misc]  # untyped base
     """`trl.GRPOTrainer` that also learns to select contexts (arXiv 2606.17053); takes all of its arguments, and:
 
     pairs: contrastive pairs, or a folder of them (`storage.read_pairs`). Their order depends on `args.seed` only; a resumed run goes

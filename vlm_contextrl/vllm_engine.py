@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vlm_contextrl.config import ModelSettings
 from vlm_contextrl.errors import ConfigError, InputError, MissingExtraError, first_line
-from vlm_contextrl.models import resolve
+from vlm_contextrl.models import product_dtype, read_config, resolve
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, Processor
 from vlm_contextrl.rollout import Completion, forbidden_tokens
@@ -59,8 +59,7 @@ class VllmEngine:
             )
         self.processor = processor
         self.max_model_len = max_model_len
-        half = settings.dtype == "bfloat16" or settings.autocast == "bf16"
-        self.dtype = torch.bfloat16 if half else torch.float32
+        self.dtype = product_dtype(settings)
         self._synced = False
         llm_class, self._sampling_params = _import_vllm()
         path, on_gpu = resolve(settings.path), torch.cuda.is_available()
@@ -251,9 +250,7 @@ def _scale_logits(model: Any, scale: float) -> None:
 def _image_limit(path: str, settings: ModelSettings, max_images: int) -> int:
     """0 is features only, and vLLM makes no vision tower. Without a tower it also leaves out deepstack (0.32, 0.33), so Qwen3-VL gets one
     of random weights that never runs."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    config = read_config(path, trust_remote_code=settings.trust_remote_code)
     return max_images if getattr(config.vision_config, "deepstack_visual_indexes", None) else 0
 
 

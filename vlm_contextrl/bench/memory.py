@@ -37,9 +37,9 @@ from vlm_contextrl.bench.activations import (
     vision_bytes,
 )
 from vlm_contextrl.bench.model_shapes import empty_model, model_config
-from vlm_contextrl.config import ModelSettings, PolicyTerm, RunConfig
+from vlm_contextrl.config import ModelSettings, RunConfig
 from vlm_contextrl.errors import ConfigError
-from vlm_contextrl.models import LANGUAGE_LINEAR, VISION_LINEAR, resolve
+from vlm_contextrl.models import lora_targets, resolve
 
 GIB = 2**30
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
@@ -86,7 +86,7 @@ def count_weights(model: Any, settings: ModelSettings) -> Weights:
     total = sum(p.numel() for p in parameters.values())
     autocast = settings.autocast == "bf16"
     if settings.tuning == "lora":
-        targets = f"({LANGUAGE_LINEAR})|({VISION_LINEAR})" if settings.lora.vision else LANGUAGE_LINEAR
+        targets = lora_targets(settings.lora.vision)
         adapted = [m for name, m in linear.items() if re.fullmatch(targets, name)]
         adapters = sum(settings.lora.rank * (m.in_features + m.out_features) for m in adapted)
         return Weights(total, stored, adapters, adapters, adapters if autocast else 0)
@@ -111,7 +111,7 @@ def estimate(config: RunConfig) -> dict[str, Any]:
     model_settings = config.model
     shape, source = model_config(model_settings.path)
     weights = count_weights(empty_model(shape), model_settings)
-    policy = next(t for t in config.objective if isinstance(t, PolicyTerm))
+    policy = config.policy_term
     image_tokens = _image_tokens(model_settings, shape, config.data.max_prompt_tokens)
     prompt = min(image_tokens + TEXT_TOKENS, config.data.max_prompt_tokens)
     G, C, budget = (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,9 +16,9 @@ import torch
 
 from vlm_contextrl.bench.model_shapes import model_config
 from vlm_contextrl.bench.shapes import Shape, bench_processor
-from vlm_contextrl.config import PolicyTerm, RunConfig
+from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import InputError
-from vlm_contextrl.models import load_policy
+from vlm_contextrl.models import autocast, load_policy
 from vlm_contextrl.pairs import QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage
@@ -70,18 +69,17 @@ def two_steps(
         _write_random_model(config, Path(folder))
         settings = config.model.model_copy(update={"path": folder, "adapter": None})
         policy = load_policy(settings, device)
-        term = next(t for t in config.objective if isinstance(t, PolicyTerm))
+        term = config.policy_term
         reference = term.kl_coef > 0 and settings.tuning == "full"
         held = load_policy(settings, device, trainable=False) if reference else None
     trainable = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.optim.learning_rate)
     objective = PolicyObjective(term, config.rollout.max_new_tokens, config.rollout.temperature)
     update = Update(_groups(policy, config, assumed, term.kl_coef > 0), [], "0")
-    half = torch.autocast(device.type, torch.bfloat16) if settings.autocast == "bf16" else nullcontext()
     for _ in range(2):
         begin()
         for share in objective.shares(policy, update, max(1, assumed["micro_batch_tokens"])):
-            with half:
+            with autocast(settings, device):
                 loss, _ = share()
             loss.backward()
             del loss

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlm_contextrl.errors import CheckpointError, first_line
-from vlm_contextrl.models import FAMILIES, resolve
+from vlm_contextrl.models import read_config, resolve
 
 QWEN2_5_VISION = {
     "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14, "spatial_merge_size": 2,
@@ -62,15 +61,7 @@ def model_config(path: str) -> tuple[Any, str]:
     if path in KNOWN and not Path(path).is_dir():
         values = dict(KNOWN[path])
         return AutoConfig.for_model(values.pop("model_type"), **values), "known shape"
-    try:
-        config = AutoConfig.from_pretrained(resolve(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: no readable model configuration: {first_line(error)}") from error
-    if config.model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}"
-        )
-    return config, "config.json"
+    return read_config(resolve(path)), "config.json"
 
 
 def empty_model(config: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlm_contextrl.bench.shapes import Shape, with_our_attention
 from vlm_contextrl.config import PolicyTerm, SelectionTerm
+from vlm_contextrl.models import enable_checkpointing
 from vlm_contextrl.objectives.advantages import group_advantages
 from vlm_contextrl.packed_kernels import choose_kernel
 from vlm_contextrl.packing import Continuation, PackedRow, pack
@@ -34,9 +35,7 @@ class Ours:
     def __init__(self, model: Any, processor: Processor, *, checkpointing: bool = False) -> None:
         self.model, self.processor = with_our_attention(copy.deepcopy(model)), processor
         if checkpointing:
-            language_model = self.model.get_base_model().model.language_model
-            renamed = getattr(language_model, "activation_checkpointing_enable", None)  # transformers 5.23
-            (renamed or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
+            enable_checkpointing(self.model.get_base_model().model.language_model)
 
     def policy(self) -> Policy:
         """The policy with nothing in its cache."""

@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_contextrl.bench.shapes import NEVER_SAMPLED
 from vlm_contextrl.errors import ConfigError
+from vlm_contextrl.models import enable_checkpointing
 from vlm_contextrl.processing import EncodedPrompt, Processor
+from vlm_contextrl.rollout import forbidden_ids
 
 KNOWN_TRL = "1.16"
 
@@ -62,7 +63,7 @@ class Peer:
         with self.settings():
             base = self.model.get_base_model()
             if not tuned:
-                enable_checkpointing(base)
+                enable_checkpointing(base)  # every part that knows how, as the Trainer of transformers does
                 self.model.enable_input_require_grads()
             trl("trl.trainer.utils").add_fused_lm_head(
                 base, temperature=1.0, outputs=("log_probs", "entropy")
@@ -158,16 +159,10 @@ class Peer:
     @property
     def suppressed(self) -> list[int]:
         """Token ids that are never sampled, the same on both sides."""
-        return [self.processor.tokenizer.convert_tokens_to_ids(name) for name in NEVER_SAMPLED]
+        return forbidden_ids(self.processor)
 
 
 def naive_option_logits(model: Any, batch: dict[str, Tensor], option_ids: Sequence[int]) -> Tensor:
     """The whole LM head at the last position, then the options' columns."""
     logits_BO: Tensor = model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1, list(option_ids)]
     return logits_BO.float()
-
-
-def enable_checkpointing(model: Any) -> None:
-    """As the Trainer of transformers does: on every part of the model that knows how."""
-    renamed = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.23
-    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -26,10 +26,6 @@ from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 from vlm_contextrl.prompts import vqa_messages
 
 PATCH_PX, MERGE = 14, 2
-# What the rollout never samples (rollout.py); the peer is told to suppress the same.
-NEVER_SAMPLED = (
-    "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|im_start|>",
-)  # fmt: skip
 LORA_RANK = 8
 
 
