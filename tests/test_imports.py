@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "attention",
         "checkpoints",
+        "fused_lora",
         "log_probs",
         "merged_adapters",
         "models",

@@ -45,9 +45,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_every_tiling_equals_the_full_softmax(tokens: int, vocabulary: int, temperature: float) -> None:
     hidden, weight, labels = drawn()
-    logps, entropy = label_log_probs(
-        hidden, weight, labels, temperature, token_tile=tokens, vocabulary_tile=vocabulary
-    )
+    logps, entropy = label_log_probs(hidden, weight, labels, temperature, tile=(tokens, vocabulary))
     expected, expected_entropy = full(hidden, weight, labels, temperature)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-13)
     torch.testing.assert_close(entropy, expected_entropy, rtol=0, atol=1e-13)
@@ -63,13 +61,13 @@ def test_gradcheck() -> None:
     """Numerical derivatives of both inputs."""
     hidden, weight, labels = drawn()
     torch.autograd.gradcheck(
-        lambda h, w: label_log_probs(h, w, labels, 0.8, token_tile=4, vocabulary_tile=7)[0], (hidden, weight)
+        lambda h, w: label_log_probs(h, w, labels, 0.8, tile=(4, 7))[0], (hidden, weight)
     )
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
     hidden, weight, labels = drawn()
-    label_log_probs(hidden, weight.detach(), labels, vocabulary_tile=7)[0].sum().backward()
+    label_log_probs(hidden, weight.detach(), labels, tile=(11, 7))[0].sum().backward()
     assert hidden.grad is not None
     assert weight.grad is None
 
@@ -78,7 +76,7 @@ def test_logits_of_any_size() -> None:
     """Logits of 5,000 and -5,000 overflow exp in float64; the running maximum keeps them in range."""
     weight = torch.tensor([[-5e3], [5e3], [5e3 - 1.0]], dtype=torch.float64)
     logps, entropy = label_log_probs(
-        torch.ones(3, 1, dtype=torch.float64), weight, torch.arange(3), vocabulary_tile=1
+        torch.ones(3, 1, dtype=torch.float64), weight, torch.arange(3), tile=(3, 1)
     )
     share = 1 / (1 + math.exp(-1))
     expected = [-1e4 + math.log(share), math.log(share), math.log(1 - share)]
@@ -90,7 +88,7 @@ def test_bfloat16_under_autocast() -> None:
     """Factors in bfloat16, their sums and the softmax in float32; gradients in the precision of the inputs."""
     hidden, weight, labels = drawn(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        logps, _ = label_log_probs(hidden, weight, labels, vocabulary_tile=7)
+        logps, _ = label_log_probs(hidden, weight, labels, tile=(11, 7))
     half = [x.detach().bfloat16() for x in (hidden, weight)]
     expected, _ = full(half[0].float(), half[1].float(), labels, 1.0)
     torch.testing.assert_close(logps, expected, rtol=0, atol=1e-5)

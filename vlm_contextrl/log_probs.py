@@ -4,9 +4,9 @@
     H_l    = log sum_v exp z_lv - sum_v p_lv z_lv
 
 Logits are made tile by tile (tokens x vocabulary) with a running log-sum-exp (arXiv 1805.02867). At 7B, 32k completion tokens and 152k
-entries, float32 logits would take 20 GB; a tile takes 256 MiB, and four of its size are at work. The gradient that arrives at a
-log-probability is one number g_l, so the direction of the hidden state's gradient is known in the forward pass, where the tile is at
-hand, and all that is kept of it is [L, H]:
+entries, float32 logits would take 20 GB; a tile takes 256 MiB, and four of its size are at work (4 MiB on a CPU, whose cache holds them).
+The gradient that arrives at a log-probability is one number g_l, so the direction of the hidden state's gradient is known in the forward
+pass, where the tile is at hand, and all that is kept of it is [L, H]:
 
     dL/dhidden_l = g_l d_l        d_l = ((1 - p_l[label]) weight[label] - sum over the others of p_lv weight_v) / temperature
 
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TOKEN_TILE = 2048
-VOCABULARY_TILE = 32768
+TILE = (2048, 32768)  # tokens, entries of the vocabulary
+CPU_TILE = (1024, 1024)
 
 
 def label_log_probs(
@@ -34,8 +34,7 @@ def label_log_probs(
     labels_L: Tensor,
     temperature: float = 1.0,
     *,
-    token_tile: int = TOKEN_TILE,
-    vocabulary_tile: int = VOCABULARY_TILE,
+    tile: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(log-probabilities [L] with gradient, entropies [L] without), in nats, of the LM head `weight_VH` at a temperature.
 
@@ -44,7 +43,12 @@ def label_log_probs(
     dtype = product_dtype(weight_VH)
     with torch.autocast(hidden_LH.device.type, enabled=False):
         both: tuple[Tensor, Tensor] = _LabelLogProbs.apply(  # type: ignore[no-untyped-call]  # in torch
-            hidden_LH, weight_VH, labels_L, temperature, dtype, token_tile, vocabulary_tile
+            hidden_LH,
+            weight_VH,
+            labels_L,
+            temperature,
+            dtype,
+            tile or (TILE if hidden_LH.is_cuda else CPU_TILE),
         )
     return both
 
@@ -58,19 +62,18 @@ class _LabelLogProbs(torch.autograd.Function):
         labels_L: Tensor,
         temperature: float,
         dtype: torch.dtype,
-        token_tile: int,
-        vocabulary_tile: int,
+        tile: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         logps_L, entropy_L, total_L = (hidden_LH.new_zeros(len(labels_L), dtype=precise) for _ in range(3))
         train_hidden, train_weight = ctx.needs_input_grad[:2]
         direction_LH = torch.zeros_like(hidden_LH) if train_hidden else None
-        for rows in _tiles(len(labels_L), token_tile):
+        for rows in _tiles(len(labels_L), tile[0]):
             labels_l, hidden_lH = labels_L[rows], hidden_LH[rows].to(dtype)
             largest_l = hidden_LH.new_full((len(labels_l),), -torch.inf, dtype=precise)
             sum_l, weighted_l, label_l = (torch.zeros_like(largest_l) for _ in range(3))
             others_lH = hidden_LH.new_zeros(hidden_lH.shape, dtype=precise)
-            for entries in _tiles(len(weight_VH), vocabulary_tile):
+            for entries in _tiles(len(weight_VH), tile[1]):
                 weight_vH = weight_VH[entries].to(dtype)
                 z_lv = exact_product(hidden_lH, weight_vH.T).div_(temperature)
                 inside_l, at_l1 = _place(labels_l, entries)
@@ -95,7 +98,7 @@ class _LabelLogProbs(torch.autograd.Function):
                 )
         of_weight = (hidden_LH, weight_VH, labels_L, total_L) if train_weight else ()
         ctx.save_for_backward(direction_LH, *of_weight)
-        ctx.settings = temperature, dtype, token_tile, vocabulary_tile
+        ctx.settings = temperature, dtype, tile
         ctx.mark_non_differentiable(entropy_L)
         return logps_L, entropy_L
 
@@ -107,7 +110,7 @@ class _LabelLogProbs(torch.autograd.Function):
         if direction_LH is not None:
             d_hidden_LH = (grad_L[:, None] * direction_LH).to(direction_LH.dtype)
         d_weight_VH = _weight_gradient(grad_L, *of_weight, *ctx.settings) if of_weight else None
-        return d_hidden_LH, d_weight_VH, None, None, None, None, None
+        return d_hidden_LH, d_weight_VH, None, None, None, None
 
 
 def _weight_gradient(
@@ -118,14 +121,13 @@ def _weight_gradient(
     total_L: Tensor,
     temperature: float,
     dtype: torch.dtype,
-    token_tile: int,
-    vocabulary_tile: int,
+    tile: tuple[int, int],
 ) -> Tensor:
     """sum_l g_l (1[v = label] - p_lv) hidden_l / temperature, the tiles made anew."""
     gradient_VH = torch.zeros_like(weight_VH, dtype=total_L.dtype)
-    for rows in _tiles(len(labels_L), token_tile):
+    for rows in _tiles(len(labels_L), tile[0]):
         hidden_lH, grad_l1 = hidden_LH[rows].to(dtype), grad_L[rows][:, None].to(total_L.dtype) / temperature
-        for entries in _tiles(len(weight_VH), vocabulary_tile):
+        for entries in _tiles(len(weight_VH), tile[1]):
             z_lv = exact_product(hidden_lH, weight_VH[entries].to(dtype).T).div_(temperature)
             d_lv = z_lv.sub_(total_L[rows][:, None]).exp_().mul_(-grad_l1)
             inside_l, at_l1 = _place(labels_L[rows], entries)

@@ -169,6 +169,8 @@ def quantized_modules(model: torch.nn.Module) -> list[str]:
 def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    from vlm_contextrl.fused_lora import fuse_adapters
+
     if settings.adapter:
         if not (Path(settings.adapter) / "adapter_config.json").is_file():
             raise CheckpointError(
@@ -181,15 +183,18 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
                 f"{settings.adapter}: adapter cannot be read: {first_line(error)}"
             ) from error
         if settings.tuning == "lora" or not trainable:
+            fuse_adapters(model)
             return model  # not merged: in 16 or 4 bits a small update would be rounded away
         model = model.merge_and_unload()
     elif settings.tuning == "lora" and trainable:
         lora = settings.lora
         targets = lora_targets(lora.vision)
-        return get_peft_model(
+        model = get_peft_model(
             model,
             LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"),
         )
+        fuse_adapters(model)
+        return model
     if trainable:
         model.requires_grad_(True)
         model.model.visual.requires_grad_(settings.train_vision)

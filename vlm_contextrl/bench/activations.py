@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vlm_contextrl.config import ModelSettings
-from vlm_contextrl.log_probs import TOKEN_TILE, VOCABULARY_TILE
+from vlm_contextrl.log_probs import TILE
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def vision_bytes(
 def head_bytes(shape: Any, batch: Batch, precision: Precision, settings: ModelSettings) -> float:
     """Hidden states of the labels, the directions of their gradients, and four tiles of logits at work (log_probs.py)."""
     sizes = Sizes.of(shape)
-    tile = min(batch.labels, TOKEN_TILE) * min(sizes.vocab, VOCABULARY_TILE)
+    tile = min(batch.labels, TILE[0]) * min(sizes.vocab, TILE[1])
     hidden = batch.labels * sizes.hidden * precision.product_bytes
     d_weight = 4 * sizes.vocab * sizes.hidden if settings.tuning == "full" else 0
     return 4 * 4 * tile + 2 * hidden + d_weight

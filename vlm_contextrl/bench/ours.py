@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_contextrl.bench.shapes import Shape, with_our_attention
+from vlm_contextrl.bench.shapes import Shape, with_our_engine
 from vlm_contextrl.config import PolicyTerm, SelectionTerm
 from vlm_contextrl.models import enable_checkpointing
 from vlm_contextrl.objectives.advantages import group_advantages
@@ -30,10 +30,10 @@ LEARNING_RATE = 1e-6  # as TRL's default
 
 
 class Ours:
-    """A copy of a PEFT model with packed attention."""
+    """A copy of a PEFT model with packed attention and fused adapters."""
 
     def __init__(self, model: Any, processor: Processor, *, checkpointing: bool = False) -> None:
-        self.model, self.processor = with_our_attention(copy.deepcopy(model)), processor
+        self.model, self.processor = with_our_engine(copy.deepcopy(model)), processor
         if checkpointing:
             enable_checkpointing(self.model.get_base_model().model.language_model)
 

@@ -122,8 +122,11 @@ def random_model(shape: Shape, processor: Processor, seed: int = 0) -> Any:
     return model.train()
 
 
-def with_our_attention(model: Any) -> Any:
-    """The same model with packed attention in its language model."""
+def with_our_engine(model: Any) -> Any:
+    """The same model with packed attention in its language model and fused adapters."""
+    from vlm_contextrl.fused_lora import fuse_adapters
+
+    fuse_adapters(model)
     base = model.get_base_model()
     base.set_attn_implementation({"text_config": attention.PACKED, "vision_config": "sdpa"})
     return model
