@@ -21,7 +21,7 @@ def fuse_adapters(model: nn.Module) -> None:
                 layer.lora_variant.setdefault(name, FusedLora())
 
 
-class FusedLora(LoraVariant):  # type: ignore[misc]  # peft has no types
+class FusedLora(LoraVariant):
     """A variant as `peft.tuners.lora` takes it. It is merged like plain LoRA."""
 
     @staticmethod
@@ -30,7 +30,8 @@ class FusedLora(LoraVariant):  # type: ignore[misc]  # peft has no types
         lora_B, scaling = module.lora_B[active_adapter], module.scaling[active_adapter]
         low = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))
         if low.dtype != result.dtype or lora_B.bias is not None:
-            return result + lora_B(low) * scaling
+            added: Tensor = lora_B(low) * scaling
+            return result + added
         up = lora_B.weight.T.contiguous()
         return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), up, alpha=scaling).view_as(result)
 
