@@ -65,6 +65,8 @@ def test_stats(tmp_path: Path) -> None:
         "licences": {"MIT": 4, "CC0-1.0": 1},
         "distinct_answers": 3,
         "answers": {"red": 3, "4": 1, "blue": 1},
+        "similarity": None,
+        "rejected": {"y": 1},
     }
 
 

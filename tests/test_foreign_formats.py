@@ -359,3 +359,26 @@ def test_wrapped_answers(solution: str, answer: str, folder: Path) -> None:
     write_lines(folder / "train.jsonl", {"images": ["a.png"], "problem": "How many?", "solution": solution})
     (row,) = read_questions(folder, licence="MIT")
     assert row.answer == answer
+
+
+def test_options_in_one_line_of_the_text(folder: Path) -> None:
+    """After "Choices:"; in the picture when they have no text; letters in a sentence are none."""
+    questions = {
+        "Is A larger? Choices: (A) yes (B) no": "(B)",
+        "Which is it? choice:(A) a cat, (B) a dog ": "a dog",
+        "Which figure? choice: (A) (B) (C)": "B",
+        "Which is longer, (A) or (B)?": "B",
+        "Which? Choices: (A) one (C) two": "A",
+    }
+    lines = [{"images": ["a.png"], "problem": query, "answer": answer} for query, answer in questions.items()]
+    lines.append({"images": ["a.png", "b.png"], "problem": "Same? Choices: (A) yes (B) no", "answer": "A"})
+    write_lines(folder / "train.jsonl", *lines)
+    rows = read_questions(folder, licence="MIT")
+    assert [(row.query, row.options, row.answer) for row in rows] == [
+        ("Is A larger?", ("yes", "no"), "B"),
+        ("Which is it?", ("a cat", "a dog"), "B"),
+        ("Which figure?", ("A", "B", "C"), "B"),
+        ("Which is longer, (A) or (B)?", (), "B"),
+        ("Which? Choices: (A) one (C) two", (), "A"),
+        ("Same?", ("yes", "no"), "A"),
+    ]

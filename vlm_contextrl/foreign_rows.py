@@ -1,45 +1,72 @@
-"""Reads image folders and the official release's jsonl (formats: see `foreign_formats`).
+"""Reads image folders, the official release's jsonl and Parquet of others (formats: see `foreign_formats`).
 
 Rows of the other kind are left to the other reader. A row that cannot be used, because of a name that leads
-outside the folder for instance, becomes a reject with its id and the reason. Every row is checked, and so
-decoded, when the file is opened; read a large release once and keep it as a dataset folder (`write_rows`).
+outside the folder for instance, becomes a reject with its id and the reason. `ForeignRows` checks every row, and so
+decodes it, when the data is opened, and makes rows anew when they are asked for; read a large release once and keep it as a dataset
+folder (`pairs import`, which reads everything a single time with `usable_rows`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_formats import Draft, as_text, draft_folder_row, draft_official_row
+from vlm_contextrl.foreign_formats import Draft, draft_folder_row, draft_official_row
+from vlm_contextrl.foreign_parquet import ParquetValues, is_ours
+from vlm_contextrl.foreign_values import as_text
 from vlm_contextrl.images import read_image_file
 from vlm_contextrl.lazy_rows import LazyRows
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow, Row
 from vlm_contextrl.row_schema import Kind, check_row
 
 METADATA_NAME = "metadata.jsonl"
+ROWS_NAME = "rows.jsonl"
+_BATCH_ROWS = 64
+
+
+class Reject(NamedTuple):
+    """An input that cannot be used. code: unreadable, image, invalid, no_licence, duplicate_id or other_kind."""
+
+    id: str
+    reason: str
+    code: str
+
+
+@dataclass
+class Sieve:
+    """What `usable_rows` left out. kind: of the rows; None until the first one settles it."""
+
+    kind: Kind | None = None
+    rejects: list[Reject] = field(default_factory=list)
+    others: list[Reject] = field(default_factory=list)
 
 
 class ForeignRows(LazyRows[Row]):
-    """The usable rows of a foreign file, made when asked for.
+    """The usable rows of foreign files, made when asked for. Parquet is held one row group at a time: read it in order.
 
     rejects: (id, reason) of the unusable ones; hand them to `write_rows`.
     """
 
-    def __init__(self, root: Path, drafts: list[Draft], rejects: list[tuple[str, str]]) -> None:
-        self._root, self._drafts = root, drafts
+    def __init__(self, source: _Source, numbers: list[int], rejects: list[tuple[str, str]]) -> None:
+        self._source, self._numbers = source, numbers
         self.rejects = rejects
 
     def __len__(self) -> int:
-        return len(self._drafts)
+        return len(self._numbers)
 
     def _row(self, index: int) -> Row:
-        return _build(self._drafts[index], self._root)
+        draft = self._source.draft(self._numbers[index])
+        assert isinstance(draft, Draft), draft
+        return _build(draft, self._source.root)
 
 
 def report_rejects(rows: Sequence[Row], folder: Path) -> int:
@@ -51,82 +78,164 @@ def report_rejects(rows: Sequence[Row], folder: Path) -> int:
     return len(refused)
 
 
-def find_foreign(path: Path) -> Path | None:
-    """The jsonl file to read when `path` is one or is a folder in a foreign format, else None."""
+def find_foreign(path: Path) -> list[Path]:
+    """The files to read when `path` is a file of, or a folder in, a foreign format: one jsonl, or Parquet; else none."""
     if path.is_file():
-        return path if path.suffix == ".jsonl" else None
-    if (path / METADATA_NAME).is_file():
-        return path / METADATA_NAME
-    if any(path.glob("*.parquet")):
-        return None  # one of our folders, incomplete
+        return [path] if path.suffix in (".jsonl", ".parquet") else []
+    for name in (METADATA_NAME, ROWS_NAME):
+        if (path / name).is_file():
+            return _inside([path / name], path)
+    if found := sorted(path.glob("*.parquet")):
+        _inside(found, path)
+        return [] if any(map(is_ours, found)) else found  # else one of our folders, incomplete
     found = sorted(path.glob("*.jsonl"))
-    return found[0] if len(found) == 1 else None
+    return _inside(found, path) if len(found) == 1 else []
 
 
-def read_foreign(file: Path, kind: Kind, *, licence: str = "") -> ForeignRows:
-    """The rows of one kind in a jsonl file; DataError when there is no usable one.
+def foreign_hash(files: Sequence[Path]) -> str:
+    """sha256 over the bytes of the files; of the names in them, not of images that lie beside them."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_foreign(files: Sequence[Path], kind: Kind, *, licence: str = "") -> ForeignRows:
+    """The rows of one kind in a jsonl file or in Parquet files; DataError when there is no usable one.
 
     licence: for rows that name none.
     """
-    draft_row = draft_folder_row if file.name == METADATA_NAME else draft_official_row
-    drafts: list[Draft] = []
-    rejects: list[tuple[str, str]] = []
-    other_count = 0
-    for line, value in _read_lines(file):
-        where = f"{file}: line {line}"
-        row_id = f"{file.parent.name if file.name == METADATA_NAME else file.stem}-{line}"
+    source, sieve = _Source(files, licence), Sieve(kind)
+    numbers = [number for number, _ in _usable(source, sieve)]
+    rejects = [(reject.id, reject.reason) for reject in sieve.rejects]
+    if not numbers:
+        raise nothing_usable(files, sieve)
+    return ForeignRows(source, numbers, rejects)
+
+
+def usable_rows(files: Sequence[Path], sieve: Sieve, *, licence: str = "") -> Iterator[Row]:
+    """Every usable row, in order, read once; `sieve` takes the rest as it comes."""
+    return (row for _, row in _usable(_Source(files, licence), sieve))
+
+
+def nothing_usable(files: Sequence[Path], sieve: Sieve) -> DataError:
+    """One line that says what there is instead."""
+    found = f"{len(sieve.rejects)} unusable rows, {len(sieve.others)} of the other kind"
+    first = next((f"; the first unusable one is {r.id!r}: {r.reason}" for r in sieve.rejects), "")
+    return DataError(f"{files[0]}: no usable {sieve.kind or 'rows'} ({found}){first}")
+
+
+class _Source:
+    """The values of foreign files by number, and what they mean."""
+
+    def __init__(self, files: Sequence[Path], licence: str) -> None:
+        self.root, self._licence = files[0].parent, licence
+        self._is_folder = files[0].name == METADATA_NAME
+        self._values: _Lines | ParquetValues
+        self._values = ParquetValues(files) if files[0].suffix == ".parquet" else _Lines(files[0])
+
+    def drafts(self) -> Iterator[tuple[int, Draft | Reject]]:
+        """Number and meaning of every value, in order."""
+        for number, (where, row_id, value) in enumerate(self._values):
+            yield number, self._draft(where, row_id, value)
+
+    def draft(self, number: int) -> Draft | Reject:
+        return self._draft(*self._values[number])
+
+    def _draft(self, where: str, row_id: str, value: object) -> Draft | Reject:
+        draft_row = draft_folder_row if self._is_folder else draft_official_row
         try:
             if not isinstance(value, dict):
                 raise DataError(f"{where}: {value!r} is not a JSON object")
             if value.get("id") is not None:
                 row_id = as_text(value["id"])
-            draft = draft_row(value, row_id, where, licence)
+            return draft_row(value, row_id, where, self._licence)
         except DataError as error:
-            rejects.append((row_id, str(error)))
-            continue
-        if draft.kind == kind:
-            drafts.append(draft)
-        else:
-            other_count += 1
-    usable = _check_drafts(drafts, file.parent, rejects)
-    if not usable:
-        found = f"{len(rejects)} unusable rows, {other_count} of the other kind"
-        first = f"; the first unusable one is {rejects[0][0]!r}: {rejects[0][1]}" if rejects else ""
-        raise DataError(f"{file}: no usable {kind} ({found}){first}")
-    return ForeignRows(file.parent, usable, rejects)
+            return Reject(row_id, str(error), "unreadable")
 
 
-def _check_drafts(drafts: list[Draft], root: Path, rejects: list[tuple[str, str]]) -> list[Draft]:
-    def check(draft: Draft) -> str | None:
+class _Lines:
+    """(where, default id, JSON value) of every line of a jsonl file that is not empty; the text where a line is no JSON."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._stem = file.parent.name if file.name == METADATA_NAME else file.stem
         try:
-            row = _build(draft, root)
-        except DataError as error:
-            return str(error)
-        reason = check_row(row)
-        if reason is None or reason.startswith(draft.where):
-            return reason
-        return f"{draft.where}: {reason}"
+            with file.open(encoding="utf-8-sig") as lines:
+                self._lines = [(n, line.strip()) for n, line in enumerate(lines, start=1) if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
 
-    usable: list[Draft] = []
+    def __iter__(self) -> Iterator[tuple[str, str, Any]]:
+        return (self[number] for number in range(len(self._lines)))
+
+    def __getitem__(self, number: int) -> tuple[str, str, Any]:
+        line, text = self._lines[number]
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text[:80]
+        return f"{self._file}: line {line}", f"{self._stem}-{line}", value
+
+
+def _usable(source: _Source, sieve: Sieve) -> Iterator[tuple[int, Row]]:
+    """Number and row of every value that can be used, in order. At most `_BATCH_ROWS` rows are in memory."""
+
+    def examine(draft: Draft | Reject) -> Row | Reject:
+        if isinstance(draft, Reject):
+            return draft
+        if draft.kind != sieve.kind:
+            found = f"{draft.where}: one of the {draft.kind}, expected {sieve.kind}; read {draft.kind} by themselves"
+            return Reject(draft.fields["id"], found, "other_kind")
+        return _checked(draft, source.root)
+
     ids: set[str] = set()
+    drafts = source.drafts()
     # Reading and decoding release the interpreter lock, so threads help.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as threads:
-        for draft, reason in zip(drafts, threads.map(check, drafts), strict=True):
-            row_id = draft.fields["id"]
-            if reason:
-                rejects.append((row_id, reason))
-            elif row_id in ids:
-                rejects.append((row_id, f"{draft.where}: duplicate id, an earlier row has it"))
-            else:
-                ids.add(row_id)
-                usable.append(draft)
-    return usable
+        while batch := list(islice(drafts, _BATCH_ROWS)):
+            sieve.kind = sieve.kind or next((d.kind for _, d in batch if isinstance(d, Draft)), None)
+            examined = list(threads.map(examine, [draft for _, draft in batch]))
+            for (number, draft), row in zip(batch, examined, strict=True):
+                if not isinstance(row, Reject) and row.id in ids:
+                    assert isinstance(draft, Draft)
+                    row = Reject(
+                        row.id, f"{draft.where}: duplicate id, an earlier row has it", "duplicate_id"
+                    )
+                if isinstance(row, Reject):
+                    (sieve.others if row.code == "other_kind" else sieve.rejects).append(row)
+                else:
+                    ids.add(row.id)
+                    yield number, row
+
+
+def _checked(draft: Draft, root: Path) -> Row | Reject:
+    row_id = draft.fields["id"]
+    try:
+        row = _build(draft, root)
+    except DataError as error:
+        return Reject(row_id, str(error), "image")
+    reason = check_row(row)
+    if reason is None:
+        return row
+    if reason.startswith(draft.where):
+        return Reject(row_id, reason, "image")
+    if reason.startswith("provenance['licence']"):
+        advice = "name it in the row, or give one for all (--licence, licence=)"
+        return Reject(row_id, f"{draft.where}: {reason}; {advice}", "no_licence")
+    return Reject(row_id, f"{draft.where}: {reason}", "invalid")
 
 
 def _build(draft: Draft, root: Path) -> Row:
     images = [
-        EncodedImage(read_image_file(Path(name), root, draft.where), origin=f"{draft.where}: image {name}")
-        for name in draft.images
+        EncodedImage(found, origin=f"{draft.where}: image {index}")
+        if isinstance(found, bytes)
+        else EncodedImage(
+            read_image_file(Path(found), root, draft.where), origin=f"{draft.where}: image {found}"
+        )
+        for index, found in enumerate(draft.images)
     ]
     arguments: dict[str, Any] = dict(draft.fields)
     if draft.kind == "questions":
@@ -136,17 +245,11 @@ def _build(draft: Draft, root: Path) -> Row:
     return ContrastivePair(**arguments)
 
 
-def _read_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, JSON value) of every line that is not empty; the text where it is no JSON."""
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for line, text in enumerate(lines, start=1):
-                if not text.strip():
-                    continue
-                try:
-                    value = json.loads(text)
-                except (ValueError, RecursionError):
-                    value = text.strip()[:80]
-                yield line, value
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+def _inside(files: list[Path], folder: Path) -> list[Path]:
+    """The files; DataError when a link leads one of them out of the folder."""
+    for file in files:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise DataError(
+                f"{file}: is a link out of its folder, expected a file inside it; copy the data (cp -rL)"
+            )
+    return files

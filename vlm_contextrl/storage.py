@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import find_foreign, read_foreign
+from vlm_contextrl.foreign_rows import find_foreign, foreign_hash, read_foreign
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow, Row
 from vlm_contextrl.row_schema import Kind, check_row, kind_of, row_digest
 from vlm_contextrl.shards import ShardRows, ShardWriter
@@ -121,9 +121,12 @@ def read_manifest(path: Path) -> Manifest:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except NotADirectoryError as error:
-        raise DataError(f"{path}: is a file, expected a dataset folder or a .jsonl file") from error
+        raise DataError(
+            f"{path}: is a file, expected a dataset folder or a .jsonl file, or .parquet"
+        ) from error
     except FileNotFoundError as error:
-        inside = sorted(str(found.parent) for found in Path(path).glob(f"*/{MANIFEST_NAME}"))
+        patterns = (MANIFEST_NAME, "metadata.jsonl", "*.parquet")
+        inside = sorted({str(found.parent) for name in patterns for found in Path(path).glob(f"*/{name}")})
         advice = (
             f"name one of {', '.join(inside)}" if inside else "it is written last, so make the dataset again"
         )
@@ -148,17 +151,16 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def content_hash(path: Path) -> str:
-    """A hash of what a dataset holds: the manifest's, or that of the jsonl file of a foreign format."""
-    foreign = find_foreign(path)
-    return hashlib.sha256(foreign.read_bytes()).hexdigest() if foreign else read_manifest(path).content_hash
+    """A hash of what a dataset holds: the manifest's, or that of the jsonl or Parquet files of a foreign format."""
+    foreign = foreign_files(path)
+    return foreign_hash(foreign) if foreign else read_manifest(path).content_hash
 
 
 def read_pairs(path: Path, *, licence: str = "") -> Sequence[ContrastivePair]:
     """The pairs of a dataset folder, made and checked when asked for.
 
-    Also takes an imagefolder or the official release's jsonl (`foreign_rows`; `licence` is for their rows
-    that name none, and the sequence then has `rejects`). Raises DataError when there is no complete dataset
-    of pairs at `path`.
+    Also takes an image folder, the official release's jsonl or Parquet of others (`foreign_rows`; `licence` is for their rows that
+    name none, and the sequence then has `rejects`). Raises DataError when there is no complete dataset of pairs at `path`.
     """
     return cast("Sequence[ContrastivePair]", _read(Path(path), "pairs", licence))
 
@@ -197,15 +199,21 @@ def verify_folder(path: Path) -> Manifest:
     return manifest
 
 
+def free_place(out: Path) -> Path:
+    """The resolved `out`; DataError when it is there and is not an empty folder. For asking before long work."""
+    out = Path(out).resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out}: already exists, expected a new or empty folder; remove it or choose another")
+    return out
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill that becomes `out` when the block ends, and vanishes when the block raises.
 
     Raises DataError when `out` exists and is not an empty folder.
     """
-    out = Path(out).resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out}: already exists, expected a new or empty folder; remove it or choose another")
+    out = free_place(out)
     unfinished = out.parent / f".{out.name}.{secrets.token_hex(4)}.unfinished"
     try:
         unfinished.mkdir(parents=True)
@@ -229,13 +237,18 @@ def write_dataset_card(folder: Path, title: str, data_files: Mapping[str, str], 
     (folder / "README.md").write_text(f"{head}# {title}\n\n{text}", encoding="utf-8")
 
 
-def _read(path: Path, kind: Kind, licence: str) -> Sequence[Row]:
+def foreign_files(path: Path) -> list[Path]:
+    """The files of a foreign format at `path`; none for a dataset folder. DataError when there is nothing at `path`."""
     if not path.exists():
-        raise DataError(f"{path}: not found, expected a dataset folder, an image folder or a .jsonl file")
-    if not (path / MANIFEST_NAME).is_file():
-        foreign_file = find_foreign(path)
-        if foreign_file is not None:
-            return read_foreign(foreign_file, kind, licence=licence)
+        raise DataError(
+            f"{path}: not found, expected a dataset folder, an image folder or a .jsonl or .parquet file"
+        )
+    return [] if (path / MANIFEST_NAME).is_file() else find_foreign(path)
+
+
+def _read(path: Path, kind: Kind, licence: str) -> Sequence[Row]:
+    if files := foreign_files(path):
+        return read_foreign(files, kind, licence=licence)
     manifest = read_manifest(path)
     if manifest.kind != kind:
         raise DataError(f"{path}: holds {manifest.kind}, expected {kind}; use read_{manifest.kind}")
