@@ -90,3 +90,14 @@ def noise_rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, made in rows.items():
         write_rows(made, folder / name, recipe="noise", config={})
     return {name: folder / name for name in rows}
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of third-party data that VLM_CONTEXTRL_REALDATA names; without it the test is skipped."""
+    named = os.environ.get("VLM_CONTEXTRL_REALDATA", "")
+    if not named:
+        pytest.skip("VLM_CONTEXTRL_REALDATA names no folder of third-party data")
+    folder = Path(named)
+    assert folder.is_dir(), f"VLM_CONTEXTRL_REALDATA: no folder {folder}"
+    return folder

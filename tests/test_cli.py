@@ -24,8 +24,18 @@ COMMANDS = {
     "": ["--version"],
     "pairs": [],
     "pairs render": ["KEY=VALUE", "--out", "--config", "--json"],
+    "pairs edit": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs retrieve": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs trajectories": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs verify": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs difficulty": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs dedupe": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs decontaminate": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs compose": ["--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs import": ["--input", "--out", "--rows", "--licence", "--json"],
+    "pairs export": ["--input", "--out", "--to", "--seed", "--style", "--json"],
     "pairs split": ["--input", "--out", "--fractions", "--seed", "--json"],
-    "pairs stats": ["--input", "--json"],
+    "pairs stats": ["--input", "--json", "--html", "--sheet"],
     "train": ["CONFIG", "KEY=VALUE", "--out", "--resume"],
     "merge": ["--model", "--adapter", "--out", "--dtype"],
     "probe": [
@@ -46,6 +56,7 @@ COMMANDS = {
     "bench": [],
     "bench engine": ["--json", "--quick"],
     "bench memory": ["CONFIG", "KEY=VALUE", "--json", "--measure"],
+    "bench retrieve": ["--json", "--rows", "--dimensions", "--side-rows"],
     "tinyvl build": ["KEY=VALUE", "--out", "--config"],
 }
 INTERVAL = {"value", "n", "low", "high"}

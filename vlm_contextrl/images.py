@@ -52,6 +52,14 @@ def decode_image(data: bytes, where: str) -> Image.Image:
         return _to_rgb(image)
 
 
+def decode_rgba(data: bytes, where: str) -> Image.Image:
+    """As `decode_image`, under the same limits, but transparency stays."""
+    with _opened(data, where) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image.convert("RGBA")
+
+
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """(width, height) in pixels of what `decode_image` would give, read from the header only; the same errors."""
     with _opened(data, where) as image:

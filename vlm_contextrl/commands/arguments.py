@@ -11,7 +11,7 @@ import typer
 from vlm_contextrl.errors import ConfigError, InputError
 
 
-def _output_file(path: Path | None) -> Path | None:
+def output_file(path: Path | None) -> Path | None:
     """Hours of work must not end at a folder that is not there."""
     if path is None:
         return None
@@ -28,12 +28,12 @@ def _output_file(path: Path | None) -> Path | None:
 
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Write the result as JSON.", callback=_output_file),
+    typer.Option("--json", metavar="FILE", help="Write the result as JSON.", callback=output_file),
 ]
 PerPairFile = Annotated[
     Path | None,
     typer.Option(
-        "--per-pair", metavar="FILE", help="Write the margins of every pair as JSONL.", callback=_output_file
+        "--per-pair", metavar="FILE", help="Write the margins of every pair as JSONL.", callback=output_file
     ),
 ]
 ConfigFile = Annotated[
@@ -55,11 +55,18 @@ NewFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folde
 
 def run_config(name: str) -> Path:
     """The path of a run configuration: a file, or a shipped one by its name without `.yaml`."""
+    return shipped_config(name)
+
+
+def shipped_config(name: str, folder: str = "") -> Path:
+    """As `run_config`, of the configurations in a folder below the shipped ones."""
     path = Path(name)
     if path.is_file():
         return path
-    folder = Path(str(files("vlm_contextrl.configs")))
-    shipped = {entry.stem: entry for entry in sorted(folder.glob("*.yaml"))}
+    shipped = {
+        entry.stem: entry
+        for entry in sorted((Path(str(files("vlm_contextrl.configs"))) / folder).glob("*.yaml"))
+    }
     if name in shipped:
         return shipped[name]
     raise ConfigError(f"{name}: no such file and no shipped configuration; shipped are {', '.join(shipped)}")

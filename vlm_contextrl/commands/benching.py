@@ -1,4 +1,4 @@
-"""`bench engine` and `bench memory`: how fast, and how much memory."""
+"""`bench engine`, `bench memory` and `bench retrieve`: how fast, and how much memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import JsonFile, RunConfigName, RunOverrides, run_config
 from vlm_contextrl.commands.results import number, show_table, write_json
 
@@ -87,6 +88,30 @@ def memory(
             print(f"measured, {name}: {gib:.2f} GiB")
 
 
+@app.command()
+def retrieve(
+    json_file: JsonFile = None,
+    rows: Annotated[int, typer.Option(min=64, help="Synthetic rows.")] = 50_000,
+    dimensions: Annotated[int, typer.Option(min=2, help="Values of a vector.")] = 768,
+    side_rows: Annotated[
+        int,
+        typer.Option(min=64, help="Rows of the side-by-side comparison: the full matrix must fit in memory."),
+    ] = 8192,
+) -> None:
+    """Time the search of `pairs retrieve` on synthetic vectors, with peak memory and what 200,000 rows would take.
+
+    A few minutes on a CPU; a GPU is used when there is one. faiss is compared when it is installed.
+    """
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        result = leaf("vlm_contextrl.data_recipes.retrieve.speed:run")(
+            rows, dimensions, side_rows, lambda name: status.update(f"bench: {name}")
+        )
+    write_json(json_file, result)
+    _show_retrieve(result)
+
+
 def _show_engine(result: Mapping[str, Any]) -> None:
     C = result["shape"]["completion_tokens"]
 
@@ -121,6 +146,50 @@ def _show_engine(result: Mapping[str, Any]) -> None:
         f"whole step: a real GRPOTrainer step of {result['prompts_per_step']} prompts x {result['shape']['completions']} completions and "
         f"{result['pairs_per_step']} selection pairs in both directions.\n"
         f"largest difference of log-probabilities: {result['max_abs_dlogp']:.1e} nats"
+    )
+
+
+def _show_retrieve(result: Mapping[str, Any]) -> None:
+    parts = [(name, result[name]) for name in ("one_block", "blocks_of_64")]
+    show_table(
+        f"{result['rows']} vectors of {result['dimensions']} values, {result['neighbours']} neighbours each",
+        ("search and choice", "rows/s", "seconds", "peak MiB", "before MiB", "pairs"),
+        [
+            (
+                name,
+                *map(
+                    number,
+                    (part["rows_per_s"], part["seconds"], part["peak_mib"], part["start_mib"], part["pairs"]),
+                ),
+            )
+            for name, part in parts
+        ],
+    )
+    side = result["side_by_side"]
+    show_table(
+        f"side by side, {side['rows']} vectors, one CPU thread",
+        ("search", "seconds", "of one piece", "peak MiB", "recall"),
+        [
+            (
+                name,
+                *map(
+                    number,
+                    (
+                        median(seconds),
+                        side["of_one_piece"][name],
+                        side["peak_mib"][name],
+                        side["recall"][name],
+                    ),
+                ),
+            )
+            for name, seconds in side["seconds"].items()
+        ],
+    )
+    projected = result["projection"]
+    print(
+        f"{projected['rows']} rows on this machine: search {number(projected['one_block_s'])} s in one block, "
+        f"{number(projected['blocks_of_64_s'])} s in blocks of 64, colour histograms {number(projected['histograms_s'])} s "
+        f"({number(result['histograms']['images_per_s'])} images/s of 448 px), peak about {number(projected['peak_mib'])} MiB"
     )
 
 

@@ -1,18 +1,19 @@
-"""`pairs`: make, split and describe datasets of contrastive pairs and questions."""
+"""`pairs`: make, import, split, describe and export datasets of contrastive pairs and questions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vlm_contextrl.commands import leaf
-from vlm_contextrl.commands.arguments import ConfigFile, JsonFile, NewFolder, Overrides
-from vlm_contextrl.commands.results import show_summary, show_table, write_json
+from vlm_contextrl.commands import leaf, recipes
+from vlm_contextrl.commands.arguments import ConfigFile, JsonFile, NewFolder, Overrides, output_file
+from vlm_contextrl.commands.results import show_summary, show_table, write_json, write_text
 from vlm_contextrl.errors import InputError
 
-app = typer.Typer(help="Make, split and describe datasets.", no_args_is_help=True)
+app = typer.Typer(help="Make, import, split, describe and export datasets.", no_args_is_help=True)
 
 
 @app.command()
@@ -24,6 +25,61 @@ def render(
 
     settings = load_config(leaf("vlm_contextrl.data_recipes.render:RenderConfig"), config, overrides or [])
     summary = leaf("vlm_contextrl.data_recipes.render:run")(settings, out)
+    write_json(json_file, summary)
+    show_summary(summary)
+
+
+for _recipe in (
+    recipes.edit, recipes.retrieve, recipes.trajectories, recipes.compose,
+    recipes.verify, recipes.difficulty, recipes.dedupe, recipes.decontaminate,
+):  # fmt: skip
+    app.command()(_recipe)
+
+
+@app.command("import")
+def import_(
+    input_path: Annotated[
+        Path,
+        typer.Option(
+            "--input", metavar="PATH", help="Parquet, an image folder, a .jsonl file, or a dataset folder."
+        ),
+    ],
+    out: NewFolder,
+    rows: Annotated[
+        Literal["pairs", "questions"] | None,
+        typer.Option("--rows", help="Which rows to take. Default: those of the first one's kind."),
+    ] = None,
+    licence: Annotated[
+        str, typer.Option("--licence", metavar="TEXT", help="Licence of the rows that name none.")
+    ] = "",
+    json_file: JsonFile = None,
+) -> None:
+    """Read what others wrote, check every row, and keep it as a dataset folder."""
+    from vlm_contextrl.imports import import_rows
+
+    summary = import_rows(input_path, out, kind=rows, licence=licence, watch=_watch("import"))
+    write_json(json_file, summary)
+    show_summary(summary)
+
+
+@app.command()
+def export(
+    input_folder: Annotated[Path, typer.Option("--input", metavar="DIR", help="Dataset folder.")],
+    out: NewFolder,
+    to: Annotated[
+        Literal["imagefolder", "official", "trl", "parquet"],
+        typer.Option("--to", help="The format to write."),
+    ],
+    seed: Annotated[int, typer.Option(help="Order of the two images (official, trl).")] = 0,
+    style: Annotated[
+        Literal["direct", "reasoning", "plain"], typer.Option(help="How questions ask for the answer (trl).")
+    ] = "reasoning",
+    json_file: JsonFile = None,
+) -> None:
+    """Write a dataset folder in a format of others."""
+    from vlm_contextrl.exports import export_rows
+
+    summary = export_rows(input_folder, out, to, seed=seed, style=style, watch=_watch("export"))
     write_json(json_file, summary)
     show_summary(summary)
 
@@ -57,29 +113,57 @@ def split(
 @app.command()
 def stats(
     input_folder: Annotated[Path, typer.Option("--input", metavar="DIR", help="Dataset folder.")],
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Write a page with charts and 24 examples.", callback=output_file
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            "--sheet", metavar="FILE", help="Write a picture of 6 rows (PNG).", callback=output_file
+        ),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Count what a dataset folder holds."""
+    """Describe what a dataset folder holds: counts, a page, a picture of examples."""
     from vlm_contextrl.dataset_stats import stats as count
 
     found = count(input_folder)
+    if html is not None:
+        from vlm_contextrl.dataset_page import dataset_page
+
+        found["balance"] = leaf("vlm_contextrl.data_recipes.curate.balance:balance")(input_folder)
+        write_text(html, dataset_page(input_folder, balance=found["balance"]))
+    if sheet is not None:
+        from vlm_contextrl.contact_sheet import contact_sheet
+
+        _save_png(contact_sheet(input_folder), sheet)
     write_json(json_file, found)
+    _show_stats(found)
+
+
+def _show_stats(found: dict[str, Any]) -> None:
     rows: list[tuple[object, ...]] = []
-    for group in ("domains", "recipes", "answer_types", "question_types", "licences", "answers"):
-        counts = found[group].items()
+    for group in ("domains", "recipes", "answer_types", "question_types", "licences", "answers", "rejected"):
+        counts = found.get(group, {}).items()
+        total = found["rejects"] if group == "rejected" else found["rows"]
         rows += [
-            (group if i == 0 else "", name or "(none)", n, f"{n / found['rows']:.1%}")
+            (group if i == 0 else "", name or "(none)", n, f"{n / total:.1%}")
             for i, (name, n) in enumerate(counts)
         ]
-    if found["changed_fraction"]:
-        quantiles = {name: value for name, value in found["changed_fraction"].items() if name != "n"}
+    for measure in ("changed_fraction", "similarity"):
+        quantiles = {name: value for name, value in (found.get(measure) or {}).items() if name != "n"}
         rows += [
-            ("changed_fraction" if i == 0 else "", name, f"{value:.4f}", "")
+            (measure if i == 0 else "", name, f"{value:.4f}", "")
             for i, (name, value) in enumerate(quantiles.items())
         ]
     counted = f"{found['rows']} {found['kind']}, {found['rejects']} rejects"
     title = f"{found['path']}: {counted}, {found['distinct_answers']} distinct answers"
     show_table(title, ("field", "value", "rows", "share"), rows)
+    for finding in (found.get("balance") or {}).get("unbalanced", ()):
+        print(f"unbalanced: {finding['text']}")
 
 
 def parse_fractions(text: str) -> dict[str, float]:
@@ -109,3 +193,29 @@ def _by_name(folders: list[Path]) -> dict[str, Path]:
             )
         named[name] = folder
     return named
+
+
+def _watch(label: str) -> Callable[[Iterable[Any]], Iterable[Any]]:
+    """Counts rows as they pass, on a terminal."""
+
+    def watch(rows: Iterable[Any]) -> Iterable[Any]:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (SpinnerColumn(), TextColumn(label), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            yield from progress.track(rows, total=len(rows) if isinstance(rows, Sized) else None)
+
+    return watch
+
+
+def _save_png(picture: Any, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name[:100]}.unfinished")
+    try:
+        picture.save(unfinished, "PNG", optimize=True)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -58,10 +58,12 @@ def show_table(title: str, headers: Iterable[str], rows: Iterable[Iterable[objec
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
-    """One `key: value` line per entry, nested mappings on one line."""
+    """One `key: value` line per entry, nested mappings on one line, lists by their length."""
     for key, value in summary.items():
         if isinstance(value, Mapping):
-            value = ", ".join(f"{name} {number(entry)}" for name, entry in value.items())
+            value = ", ".join(f"{name} {number(entry)}" for name, entry in value.items()) or None
+        if isinstance(value, list):
+            value = f"{len(value)} (all of them with --json)" if value else None
         if value is not None:
             print(f"{key}: {number(value)}")
 
