@@ -86,6 +86,13 @@ class AssistantSettings(Record):
             )
         return self
 
+    def check_samples(self, samples: int) -> None:
+        """ValueError when several greedy answers are asked for."""
+        if samples > 1 and self.temperature == 0 and self.function is None:
+            raise ValueError(
+                f"samples is {samples} and assistant.temperature 0, so all would be the same; raise the temperature, or set samples to 1"
+            )
+
     @property
     def name(self) -> str:
         """Who answered, for provenance."""

@@ -79,11 +79,7 @@ class DifficultyConfig(Record):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> DifficultyConfig:
-        if self.samples > 1 and self.assistant.temperature == 0 and self.assistant.function is None:
-            raise ValueError(
-                f"samples is {self.samples} and assistant.temperature 0, so all would be the same; raise the "
-                "temperature, or set samples to 1"
-            )
+        self.assistant.check_samples(self.samples)
         if not 0 <= self.pass_rate.low <= self.pass_rate.high <= 1:
             raise ValueError(
                 f"pass_rate is {self.pass_rate.low:g} to {self.pass_rate.high:g}, expected shares in 0 to 1"

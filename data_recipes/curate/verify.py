@@ -54,11 +54,7 @@ class VerifierSettings(Record):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> VerifierSettings:
-        if self.samples > 1 and self.assistant.temperature == 0 and self.assistant.function is None:
-            raise ValueError(
-                f"samples is {self.samples} and assistant.temperature 0, so all would be the same; raise the "
-                "temperature, or set samples to 1"
-            )
+        self.assistant.check_samples(self.samples)
         return self
 
 
