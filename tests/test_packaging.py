@@ -72,7 +72,9 @@ def expected_files() -> set[str]:
             f"{name.replace('.', '/')}/{p.relative_to(ROOT / folder).as_posix()}"
             for p in (ROOT / folder).rglob("*.py")
         }
-    files |= {f"vlm_contextrl/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    files |= {
+        f"vlm_contextrl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")
+    }
     files |= {
         f"vlm_contextrl/tinyvl/{path.name}" for path in (ROOT / "vlm_contextrl" / "tinyvl").glob("[!.]*")
     }

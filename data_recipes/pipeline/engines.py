@@ -32,7 +32,7 @@ class Engine:
         if not batches:
             return iter(())
         if self.name == "ray":
-            return _on_ray(task, batches, self.workers)
+            return _on_ray(task, batches, min(self.workers, len(batches)))
         if self.workers == 1:
             return _here(task, batches)
         return _in_processes(task, batches, self.workers)
