@@ -19,27 +19,12 @@ from vlm_contextrl.bench.machine import SavedBytes
 from vlm_contextrl.bench.memory import DEFAULT_MAX_PIXELS, count_weights, estimate, nf4_bytes
 from vlm_contextrl.bench.memory_measured import measure_on_gpu, two_steps
 from vlm_contextrl.bench.model_shapes import KNOWN, empty_model, model_config
-from vlm_contextrl.bench.shapes import (
-    Shape,
-)
 from vlm_contextrl.commands.benching import app
 from vlm_contextrl.config import ModelSettings
 from vlm_contextrl.errors import CheckpointError, ConfigError, InputError
 from vlm_contextrl.models import quantized_modules, resolve
 from vlm_contextrl.packing import Continuation, PackedRow, pack
 
-SMALL = Shape(
-    hidden=8, layers=2, heads=2, kv_heads=1, intermediate=16, vocab=10, vision_hidden=4, vision_layers=2, vision_heads=1,
-    vision_intermediate=8, image_px=56, prompt_tokens=6, completions=3, completion_tokens=2,
-)  # fmt: skip
-KEYS = (
-    "train_speedup_c32",
-    "train_speedup_c128",
-    "saved_memory_ratio",
-    "whole_step_speedup",
-    "selection_speedup",
-    "max_abs_dlogp",
-)
 RUN: dict[str, Any] = {"standalone_mode": False}
 
 

@@ -123,7 +123,7 @@ def test_parts_that_are_there_are_not_made_again(
 
     config = validate(RetrieveConfig, SMALL_PARTS, "config")
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "write_rows", stop)
+        patch.setattr(recipe, "write_result", stop)
         with pytest.raises(Stopped):
             run(config, questions, tmp_path / "pairs", Engine())
     for kind in (facts.ReadFacts, cache._EncodeNew, candidates._Search):

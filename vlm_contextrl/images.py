@@ -27,6 +27,7 @@ from vlm_contextrl.errors import DataError
 MAX_IMAGE_PIXELS = 50_000_000
 MAX_IMAGE_FILE_BYTES = 256 * 1024 * 1024  # more than the largest allowed picture takes uncompressed
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"))
 
 # The fastest zlib level that still finds flat areas: 112 px take 0.2 ms and 1.2 kB drawn, 1.1 ms as noise.
 _PNG_COMPRESS_LEVEL = 2

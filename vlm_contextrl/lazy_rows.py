@@ -6,9 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TypeVar, overload
 
-from vlm_contextrl.pairs import Row
-
-RowT_co = TypeVar("RowT_co", bound=Row, covariant=True)
+RowT_co = TypeVar("RowT_co", covariant=True)
 
 
 class LazyRows(Sequence[RowT_co]):

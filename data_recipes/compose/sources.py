@@ -25,9 +25,8 @@ from vlm_contextrl.data_recipes.compose.labels import alike, label_of_name, labe
 from vlm_contextrl.data_recipes.compose.licences import Licences, first_words, read_text
 from vlm_contextrl.data_recipes.compose.settings import ComposeConfig
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.images import decode_image, decode_rgba, image_size, read_image_file
+from vlm_contextrl.images import IMAGE_SUFFIXES, decode_image, decode_rgba, image_size, read_image_file
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 MAX_ASPECT = 2.5
 VISIBLE_ALPHA = 8  # below, an edge is nothing to look at
 SOLID_ALPHA = 128

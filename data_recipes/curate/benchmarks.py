@@ -19,14 +19,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from vlm_contextrl.errors import DataError, first_line
-from vlm_contextrl.images import read_image_file
+from vlm_contextrl.foreign_formats import TEXT_KEYS
+from vlm_contextrl.images import IMAGE_SUFFIXES, read_image_file
+from vlm_contextrl.lazy_rows import LazyRows
 from vlm_contextrl.pairs import EncodedImage
 
-QUESTION_KEYS = ("query", "question", "problem", "prompt")
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"))
 UNREAD_SUFFIXES = frozenset((".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".svg"))
 _PLACEHOLDER = re.compile(r"<image[ _]?\d*>", re.IGNORECASE)
 
@@ -104,7 +104,7 @@ def _questions(file: Path, name: str) -> Iterator[tuple[str, str]]:
         values = [value for some in values for value in some]
     for number, value in enumerate(values, start=1):
         if isinstance(value, dict):
-            asked = next((value[key] for key in QUESTION_KEYS if isinstance(value.get(key), str)), "")
+            asked = next((value[key] for key in TEXT_KEYS if isinstance(value.get(key), str)), "")
             if asked:
                 yield f"{name}: row {number}", _PLACEHOLDER.sub(" ", asked)
 
@@ -134,7 +134,7 @@ def _look_into_parquet(file: Path, root: Path, name: str, found: Benchmarks) -> 
             asked = next(
                 (
                     key
-                    for key in QUESTION_KEYS
+                    for key in TEXT_KEYS
                     if key in schema.names and str(schema.field(key).type) in ("string", "large_string")
                 ),
                 None,
@@ -167,7 +167,7 @@ def _holds_images(column: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class BenchmarkImages(Sequence[EncodedImage]):
+class BenchmarkImages(LazyRows[EncodedImage]):
     """Images at places, read when asked for; DataError for one that cannot be read. Picklable."""
 
     places: Sequence[Place]
@@ -175,13 +175,7 @@ class BenchmarkImages(Sequence[EncodedImage]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, index: int) -> EncodedImage: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EncodedImage]: ...
-    def __getitem__(self, index: int | slice) -> EncodedImage | list[EncodedImage]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _row(self, index: int) -> EncodedImage:
         place = self.places[index]
         if place.group < 0:
             return EncodedImage(read_image_file(place.file, place.root, str(place)), str(place))

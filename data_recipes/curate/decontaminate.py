@@ -20,7 +20,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 from pydantic import Field
@@ -32,11 +31,10 @@ from vlm_contextrl.data_recipes.curate.near import NearSettings, candidates, com
 from vlm_contextrl.data_recipes.curate.near_text import numbers, shingles, words
 from vlm_contextrl.data_recipes.features import ImagesOf, image_features
 from vlm_contextrl.data_recipes.inputs import row_input
-from vlm_contextrl.data_recipes.pipeline import Engine, compute_parts, reason_counts
-from vlm_contextrl.data_recipes.pipeline.steps import work_folder
+from vlm_contextrl.data_recipes.pipeline import Engine, compute_parts, unreadable, work_folder, write_result
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import Row
-from vlm_contextrl.storage import free_place, write_rows
+from vlm_contextrl.storage import free_place
 
 RECIPE = "decontaminate"
 HASHES_NAME = "hashes.jsonl"
@@ -97,31 +95,18 @@ def run(config: DecontaminateConfig, input_folder: Path, out: Path, engine: Engi
         )
         if reason:
             found_rows[row] = reason
-    rejects = [
-        *((row_id, f"unreadable: {reason}") for row_id, reason in source.refused),
-        *((facts[row].id, reason) for row, reason in found_rows.items()),
-    ]
+    rejects = unreadable(source.refused) + [(facts[row].id, reason) for row, reason in found_rows.items()]
     kept = (row for number, row in enumerate(source.rows) if number not in found_rows)
-    manifest = write_rows(kept, out, recipe=RECIPE, config=settings, rejects=rejects)
-    rmtree(work, ignore_errors=True)
-    inputs, seconds = len(facts) + len(source.refused), time.perf_counter() - started_s
-    assert manifest.rows + manifest.rejects == inputs
+    inputs = len(facts) + len(source.refused)
+    summary = write_result(kept, out, recipe=RECIPE, config=settings, inputs=inputs, rejects=rejects)
+    assert summary["kept"] == summary["rows"]
     if unread:
         print(
             f"{len(unread)} files of benchmarks not compared, first {': '.join(unread[0])}", file=sys.stderr
         )
     return {
-        "out": str(out),
-        "kind": manifest.kind,
-        "inputs": inputs,
-        "kept": manifest.rows,
-        "rejects": manifest.rejects,
-        "rows": manifest.rows,
-        "rejected": reason_counts(rejects),
-        "rows_per_s": inputs / seconds,
-        "domains": manifest.domains,
-        "licences": manifest.licences,
-        "content_hash": manifest.content_hash,
+        **summary,
+        "rows_per_s": inputs / (time.perf_counter() - started_s),
         "benchmark_images": len(readable),
         "benchmark_questions": asked.compared if asked else 0,
         "benchmark_questions_too_short": asked.too_short if asked else 0,

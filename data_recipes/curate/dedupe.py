@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -34,11 +33,10 @@ from vlm_contextrl.data_recipes.curate.near import Adjacency, NearSettings, cand
 from vlm_contextrl.data_recipes.curate.near_text import alike, jaccard, shingles, words
 from vlm_contextrl.data_recipes.features import ImagesOf, image_features
 from vlm_contextrl.data_recipes.inputs import row_input
-from vlm_contextrl.data_recipes.pipeline import Engine, reason_counts
-from vlm_contextrl.data_recipes.pipeline.steps import work_folder
+from vlm_contextrl.data_recipes.pipeline import Engine, unreadable, work_folder, write_result
 from vlm_contextrl.pairs import Row
 from vlm_contextrl.row_schema import texts_of
-from vlm_contextrl.storage import free_place, write_rows
+from vlm_contextrl.storage import free_place
 
 RECIPE = "dedupe"
 
@@ -96,27 +94,16 @@ def run(config: DedupeConfig, input_folder: Path, out: Path, engine: Engine) -> 
     if config.near_images and sides.images:
         _add_near_images(near, source.rows, left, finder, config.near, work, plan, engine)
     reasons |= near_repeats(left, finder, near)
-    rejects = [
-        *((row_id, f"unreadable: {reason}") for row_id, reason in source.refused),
-        *((facts[row].id, reason) for row, reason in sorted(reasons.items())),
+    rejects = unreadable(source.refused) + [
+        (facts[row].id, reason) for row, reason in sorted(reasons.items())
     ]
     kept = (row for number, row in enumerate(source.rows) if number not in reasons)
-    manifest = write_rows(kept, out, recipe=RECIPE, config=settings, rejects=rejects)
-    rmtree(work, ignore_errors=True)
-    inputs, seconds = len(facts) + len(source.refused), time.perf_counter() - started_s
-    assert manifest.rows + manifest.rejects == inputs
+    inputs = len(facts) + len(source.refused)
+    summary = write_result(kept, out, recipe=RECIPE, config=settings, inputs=inputs, rejects=rejects)
+    assert summary["kept"] == summary["rows"]
     return {
-        "out": str(out),
-        "kind": manifest.kind,
-        "inputs": inputs,
-        "kept": manifest.rows,
-        "rejects": manifest.rejects,
-        "rows": manifest.rows,
-        "rejected": reason_counts(rejects),
-        "rows_per_s": inputs / seconds,
-        "domains": manifest.domains,
-        "licences": manifest.licences,
-        "content_hash": manifest.content_hash,
+        **summary,
+        "rows_per_s": inputs / (time.perf_counter() - started_s),
         "found": [{"id": row_id, "reason": reason} for row_id, reason in rejects],
     }
 

@@ -6,19 +6,19 @@ A reason reads `code: what was found, what was expected`; summaries count codes.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, Generic, TypeVar
 
 from vlm_contextrl.data_recipes.pipeline.engines import Engine
 from vlm_contextrl.data_recipes.pipeline.parts import compute_parts
+from vlm_contextrl.data_recipes.pipeline.results import unreadable, work_folder, write_result
+from vlm_contextrl.dataset_stats import read_rejects
 from vlm_contextrl.pairs import Row
 from vlm_contextrl.row_schema import check_row, kind_of
 from vlm_contextrl.shards import ShardRows, ShardWriter
-from vlm_contextrl.storage import REJECTS_NAME, free_place, write_rows
+from vlm_contextrl.storage import REJECTS_NAME, free_place
 
 COUNTS_NAME = "counts.json"
 Item = TypeVar("Item")
@@ -93,45 +93,19 @@ def run_step(
         engine=engine,
         label=recipe,
     )
-    refused = [(row_id, f"unreadable: {reason}") for row_id, reason in refused]
-    rejects = [*refused, *(reject for folder in parts.folders for reject in _rejects(folder))]
-    inputs = len(items) + len(refused)
+    unread = unreadable(refused)
+    rejects = [*unread, *(reject for folder in parts.folders for reject in read_rejects(folder))]
     kept = sum(json.loads((folder / COUNTS_NAME).read_text())["kept"] for folder in parts.folders)
+    inputs = len(items) + len(unread)
     assert kept + len(rejects) == inputs, f"{kept} kept and {len(rejects)} rejected of {inputs}"
-    manifest = write_rows(_rows(parts.folders), out, recipe=recipe, config=config, rejects=rejects)
-    repeated = manifest.rejects - len(rejects)  # rows with the id of an earlier one
-    counts = reason_counts(rejects) | ({"duplicate_id": repeated} if repeated else {})
-    rmtree(work, ignore_errors=True)
+    summary = write_result(
+        _rows(parts.folders), out, recipe=recipe, config=config, inputs=inputs, rejects=rejects
+    )
     return {
-        "out": str(out),
-        "kind": manifest.kind,
-        "inputs": inputs,
-        "kept": kept - repeated,
-        "rejects": manifest.rejects,
-        "rows": manifest.rows,
-        "rejected": counts,
-        "domains": manifest.domains,
-        "licences": manifest.licences,
-        "content_hash": manifest.content_hash,
+        **summary,
         "seconds": parts.seconds,
         "rows_per_s": (len(items) / parts.seconds) if not parts.resumed and parts.seconds else None,
     }
-
-
-def work_folder(out: Path) -> Path:
-    """Where the parts of `out` are while it is made."""
-    return out.parent / f".{out.name}.parts"
-
-
-def reason_counts(rejects: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """Rejects per code, the most frequent first."""
-    return dict(Counter(reason.partition(":")[0] for _, reason in rejects).most_common())
-
-
-def _rejects(folder: Path) -> Iterator[tuple[str, str]]:
-    for line in (folder / REJECTS_NAME).read_text(encoding="utf-8").splitlines():
-        value = json.loads(line)
-        yield value["id"], value["reason"]
 
 
 def _rows(folders: Sequence[Path]) -> Iterator[Row]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -28,8 +27,7 @@ from vlm_contextrl.data_recipes.features import ImagesOf, image_features
 from vlm_contextrl.data_recipes.features.faiss_search import load_faiss
 from vlm_contextrl.data_recipes.features.settings import identity
 from vlm_contextrl.data_recipes.inputs import Input, provenance, question_input
-from vlm_contextrl.data_recipes.pipeline import Engine, reason_counts
-from vlm_contextrl.data_recipes.pipeline.steps import work_folder
+from vlm_contextrl.data_recipes.pipeline import Engine, reason_counts, unreadable, work_folder, write_result
 from vlm_contextrl.data_recipes.retrieve.candidates import Candidates, find_candidates
 from vlm_contextrl.data_recipes.retrieve.facts import Facts, blocks_of, read_facts, same_answer
 from vlm_contextrl.data_recipes.retrieve.pairing import Choice, Match, choose, explain
@@ -37,7 +35,7 @@ from vlm_contextrl.data_recipes.retrieve.recall import found_of_possible
 from vlm_contextrl.data_recipes.retrieve.settings import RetrieveConfig
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
-from vlm_contextrl.storage import free_place, write_rows
+from vlm_contextrl.storage import free_place
 
 RECIPE = "retrieve"
 
@@ -62,34 +60,27 @@ def run(config: RetrieveConfig, input: Path, out: Path, engine: Engine) -> dict[
     choice = choose(
         candidates, facts, [block_of.get(row, -1) for row in range(len(facts))], config.max_pairs_per_image
     )
-    rejects = [(row_id, f"unreadable: {reason}") for row_id, reason in questions.refused]
-    rejects += _rejects(facts, blocks, candidates, choice, config)
-    counts = reason_counts(rejects)
+    rejects = unreadable(questions.refused) + _rejects(facts, blocks, candidates, choice, config)
     if not choice.matches:
-        found = ", ".join(f"{code} {n}" for code, n in counts.items())
+        found = ", ".join(f"{code} {n}" for code, n in reason_counts(rejects).items())
         raise DataError(
             f"{input}: no pair found in {len(facts)} rows ({found}); widen low and high, or look at block_by"
         )
-    manifest = write_rows(
+    inputs = len(facts) + len(questions.refused)
+    summary = write_result(
         _pairs(questions.rows, facts, choice.matches, config),
         out,
         recipe=RECIPE,
         config=config.model_dump(mode="json"),
+        inputs=inputs,
         rejects=rejects,
     )
-    assert (manifest.rows, manifest.rejects) == (len(choice.matches), len(rejects))
-    shutil.rmtree(work, ignore_errors=True)
-    inputs, seconds = len(facts) + len(questions.refused), time.perf_counter() - started_s
+    assert (summary["rows"], summary["rejects"]) == (len(choice.matches), len(rejects))
+    seconds = time.perf_counter() - started_s
     similarities = [match.similarity for match in choice.matches]
     return {
-        "out": str(out),
-        "kind": "pairs",
-        "inputs": inputs,
-        "kept": inputs - len(rejects),
-        "rejects": len(rejects),
-        "rows": manifest.rows,
-        "pairs": manifest.rows,
-        "rejected": counts,
+        **summary,
+        "pairs": summary["rows"],
         "blocks": {
             "all": len(blocks),
             "with two answers": len(hopeful),
@@ -102,9 +93,6 @@ def run(config: RetrieveConfig, input: Path, out: Path, engine: Engine) -> dict[
             "largest": max(similarities),
         },
         **found_of_possible(facts, blocks, choice.matches),
-        "domains": manifest.domains,
-        "licences": manifest.licences,
-        "content_hash": manifest.content_hash,
         "seconds": seconds,
         "rows_per_s": None if resumed else inputs / seconds,
     }

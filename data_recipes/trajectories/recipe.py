@@ -13,11 +13,17 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
-from vlm_contextrl.data_recipes.pipeline import Engine, Parts, compute_parts, reason_counts
-from vlm_contextrl.data_recipes.pipeline.steps import work_folder
+from vlm_contextrl.data_recipes.pipeline import (
+    Engine,
+    Parts,
+    compute_parts,
+    reason_counts,
+    unreadable,
+    work_folder,
+    write_result,
+)
 from vlm_contextrl.data_recipes.trajectories.budget import TokenCounter
 from vlm_contextrl.data_recipes.trajectories.cascade import Plan, Stage, plan_pairs
 from vlm_contextrl.data_recipes.trajectories.facts import Facts, WriteFacts, read_facts
@@ -29,7 +35,7 @@ from vlm_contextrl.data_recipes.trajectories.shortcuts import too_lexical
 from vlm_contextrl.data_recipes.trajectories.sources import Reader, scan
 from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.pairs import ContrastivePair
-from vlm_contextrl.storage import free_place, write_rows
+from vlm_contextrl.storage import free_place
 
 FUNNEL_NAME = "funnel.svg"
 _JUDGED_AT_ONCE = 8
@@ -73,10 +79,7 @@ def run(config: TrajectoriesConfig, input: Path, out: Path, engine: Engine) -> d
     _reject_lexical(verdicts, config.max_lexical_accuracy)
     kept = [made for made in verdicts if not made.reason]
 
-    rejects = [(name, f"unreadable: {reason}") for name, reason in found.refused] + _rejects(
-        facts, chosen, verdicts
-    )
-    counts = reason_counts(rejects)
+    rejects = unreadable(found.refused) + _rejects(facts, chosen, verdicts)
     usable = sum(not fact.refused for fact in facts)
     stages = [
         Stage("read", inputs),
@@ -86,27 +89,21 @@ def run(config: TrajectoriesConfig, input: Path, out: Path, engine: Engine) -> d
     ]
     print("\n".join(funnel_lines(stages)), file=sys.stderr)
     pairs = (pair for pair, made in zip(_pairs(made_parts), verdicts, strict=True) if not made.reason)
-    manifest = write_rows(
+    summary = write_result(
         (pair for pair in pairs if pair),
         out,
         recipe=RECIPE,
         config=config.model_dump(mode="json"),
+        inputs=inputs,
         rejects=rejects,
     )
-    assert (manifest.rows, manifest.rejects) == (len(kept), len(rejects)), (
+    assert (summary["rows"], summary["rejects"]) == (len(kept), len(rejects)), (
         "pairs were checked when they were made"
     )
-    (out / FUNNEL_NAME).write_text(funnel_svg(stages, counts), encoding="utf-8")
-    rmtree(work, ignore_errors=True)
+    (out / FUNNEL_NAME).write_text(funnel_svg(stages, summary["rejected"]), encoding="utf-8")
     seconds = read_parts.seconds + made_parts.seconds
     return {
-        "out": str(out),
-        "kind": manifest.kind,
-        "inputs": inputs,
-        "kept": inputs - len(rejects),
-        "rejects": len(rejects),
-        "rows": manifest.rows,
-        "rejected": counts,
+        **summary,
         "rejected_pairs": reason_counts(("", made.reason) for made in verdicts if made.reason),
         "funnel_trajectories": {stage.name: stage.trajectories for stage in stages},
         "funnel_pairs": {stage.name: stage.pairs for stage in stages[2:]},
@@ -115,8 +112,6 @@ def run(config: TrajectoriesConfig, input: Path, out: Path, engine: Engine) -> d
         "lexical_shortcut_accuracy_before": bootstrap(before),
         "length_shortcut_accuracy": bootstrap([made.longer for made in kept]),
         "mask_shortcut_accuracy": bootstrap([made.masks for made in kept]),
-        "licences": manifest.licences,
-        "content_hash": manifest.content_hash,
         "seconds": seconds,
         "reading_s": read_parts.seconds,
         "pairing_s": made_parts.seconds,

@@ -1,0 +1,58 @@
+"""The end of every recipe: the dataset is written, inputs are accounted for, and what was unfinished goes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from vlm_contextrl.dataset_stats import reject_code
+from vlm_contextrl.pairs import Row
+from vlm_contextrl.storage import write_rows
+
+
+def write_result(
+    rows: Iterable[Row],
+    out: Path,
+    *,
+    recipe: str,
+    config: Mapping[str, Any],
+    inputs: int,
+    rejects: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """Write the dataset folder `out`, remove its parts, and say what became of the inputs.
+
+    rejects: (id, reason) of every input that gave no row. Raises DataError when there is no row; the parts then stay, to look into.
+    """
+    manifest = write_rows(rows, out, recipe=recipe, config=config, rejects=rejects)
+    repeated = manifest.rejects - len(rejects)  # rows with the id of an earlier one
+    rmtree(work_folder(out), ignore_errors=True)
+    return {
+        "out": str(out),
+        "kind": manifest.kind,
+        "inputs": inputs,
+        "kept": inputs - manifest.rejects,
+        "rejects": manifest.rejects,
+        "rows": manifest.rows,
+        "rejected": reason_counts(rejects) | ({"duplicate_id": repeated} if repeated else {}),
+        "domains": manifest.domains,
+        "licences": manifest.licences,
+        "content_hash": manifest.content_hash,
+    }
+
+
+def work_folder(out: Path) -> Path:
+    """Where the parts of `out` are while it is made."""
+    return out.parent / f".{out.name}.parts"
+
+
+def unreadable(refused: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Rejects of inputs that could not be read."""
+    return [(row_id, f"unreadable: {reason}") for row_id, reason in refused]
+
+
+def reason_counts(rejects: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Rejects per code, the most frequent first."""
+    return dict(Counter(reject_code(reason) for _, reason in rejects).most_common())
