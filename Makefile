@@ -32,8 +32,9 @@ types: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-$(INSTALLED): pyproject.toml constraints-cpu.txt
+$(INSTALLED): pyproject.toml constraints-cpu.txt no-deps.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints-cpu.txt -e ".[dev]"
+	$(BIN)/python -m pip install --no-deps -r no-deps.txt
 	touch $@

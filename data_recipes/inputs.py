@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from vlm_contextrl import __version__
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import find_foreign
+from vlm_contextrl.foreign_rows import Sieve, find_foreign, nothing_usable, usable_rows
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow, Row
 from vlm_contextrl.storage import MANIFEST_NAME, content_hash, read_manifest, read_pairs, read_questions
 
@@ -43,11 +43,16 @@ def row_input(path: Path, licence: str = "") -> Input[Any]:
         return pair_input(path) if read_manifest(path).kind == "pairs" else question_input(path)
     found: list[Input[Any]] = []
     problems: list[DataError] = []
-    for read in (question_input, pair_input) if find_foreign(path) else (question_input,):
+    files = find_foreign(path)
+    for read in (question_input, pair_input) if files else (question_input,):
         try:
             found.append(read(path, licence))
         except DataError as error:
             problems.append(error)
+    if not found and files:
+        sieve = Sieve()  # of the kind of the first row, whose problem is the one to tell
+        list(usable_rows(files, sieve, licence=licence))
+        raise nothing_usable(files, sieve)
     if not found:
         raise problems[0]
     if len(found) == 2:

@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "pairs",
         "report_numbers",
         "report_style",
+        "result_files",
         "row_schema",
         "shards",
         "splits",

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.killed_runs import kill_at
 from vlm_contextrl.data_recipes.inputs import provenance, question_input
 from vlm_contextrl.data_recipes.pipeline import Engine, Outcome, compute_parts, reason_counts, run_step
 from vlm_contextrl.errors import DataError
@@ -112,16 +110,7 @@ def test_killed_and_resumed(questions_folder: Path, tmp_path: Path) -> None:
         "run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), step=KeepEven(Path(sys.argv[3]), 0.3))"
     )
     arguments = [str(questions_folder), str(tmp_path / "out"), str(log)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], env=environment, stderr=subprocess.DEVNULL
-    )
-    deadline_s = time.monotonic() + 60
-    while len(list(parts.glob("part-*"))) < 2 and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = len(list(parts.glob("part-*")))
+    finished = len(kill_at([sys.executable, "-c", program, *arguments], parts, "part-*", 2))
     assert 2 <= finished < 5
     assert not (tmp_path / "out").exists()
     log.write_text("")
@@ -133,14 +122,18 @@ def test_killed_and_resumed(questions_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"config": {"a": 2}}, "config"), ({"batch_size": 6}, "batch_size"), ({"input_hash": "x"}, "input")],
+    [
+        ({"config": {"a": 2}}, r"config\.a \(1, now 2\)"),
+        ({"batch_size": 6}, r"batch_size \(5, now 6\)"),
+        ({"input_hash": "x"}, "input "),
+    ],
 )
 def test_other_settings_do_not_go_on(
     change: dict[str, Any], named: str, questions_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="out of order"):
         run(questions_folder, tmp_path / "out", tmp_path / "log", step=FailsOnce(tmp_path / "log"))
-    with pytest.raises(DataError, match=f"unfinished work with another {named} .*remove the folder"):
+    with pytest.raises(DataError, match=f"unfinished work with another {named}.*remove the folder"):
         run(questions_folder, tmp_path / "out", tmp_path / "log", **change)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from tests.killed_runs import kill_at
 from tests.test_features_towers import write_tower
 from vlm_contextrl.cli import app
 from vlm_contextrl.config import validate
@@ -95,15 +94,9 @@ def test_killed_and_run_again_is_as_unbroken(
     """kill -9 after three parts of reading, encoding and searching; the second run goes on, and the result is the same."""
     out, work = tmp_path / "pairs", tmp_path / ".pairs.parts"
     command = [sys.executable, "-c", SLOW_RUN, str(questions), str(out)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while len(list(work.glob(stage))) < 3 and process.poll() is None:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    assert len(kill_at(command, work, stage, 3)) >= 3
     assert not out.exists()
-    done = {part: part.stat().st_mtime_ns for part in work.glob(stage)}
-    assert len(done) >= 3
-    subprocess.run([*command[:-1], str(tmp_path / "pairs")], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     assert same_dataset(out, unbroken)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 

@@ -9,8 +9,6 @@ import json
 import os
 import random
 import re
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from tests.killed_runs import kill_at, started
 from vlm_contextrl.data_recipes.edit import EditConfig
 from vlm_contextrl.data_recipes.edit.editors import Editor, EditorSettings
 from vlm_contextrl.data_recipes.edit.writer import Box
@@ -291,22 +290,11 @@ def edit_with_a_kill(config: EditConfig, questions: Path, out: Path) -> tuple[in
     """Edit in a process that dies by SIGKILL after two parts, then in another; (parts that were there, writer calls of the second)."""
     log = out.with_suffix(".log")
     command = [sys.executable, "-c", PROGRAM, str(questions), str(out), config.model_dump_json()]
-    environment = os.environ | {"WRITER_LOG": str(log), "WRITER_S": "0.1"}
-    process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], env=environment, stderr=subprocess.DEVNULL
-    )
-    until_s = time.monotonic() + 120
-    while len(parts := list(out.parent.glob(f".{out.name}.parts/part-*"))) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    work = out.parent / f".{out.name}.parts"
+    parts = kill_at(command, work, "part-*", 2, WRITER_LOG=str(log), WRITER_S="0.1")
     assert not out.exists()
-    parts = list(out.parent.glob(f".{out.name}.parts/part-*"))
     calls = len(log.read_text().splitlines())
-    environment["WRITER_S"] = "0"
-    subprocess.run(command, cwd=Path(__file__).parents[1], env=environment, check=True, capture_output=True)
+    assert started(command, WRITER_LOG=str(log)).wait() == 0
     assert not list(out.parent.glob(f".{out.name}.*"))
     return len(parts), len(log.read_text().splitlines()) - calls
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from vlm_contextrl import __version__
-from vlm_contextrl.commands import benching, diagnosis, measuring, pairs, training
+from vlm_contextrl.commands import benching, comparing, diagnosis, evaluating, measuring, pairs, training
 from vlm_contextrl.errors import ContextRLError
 
 # Without markup typer leaves rich out of help, which is faster, and prints square brackets as they are.
@@ -47,6 +47,8 @@ app.add_typer(pairs.app, name="pairs")
 app.command("train")(training.train)
 app.command("merge")(training.merge)
 app.command("probe")(measuring.probe)
+app.add_typer(evaluating.app, name="eval")
+app.command("compare")(comparing.compare)
 app.command("demo")(training.demo)
 app.command("doctor")(diagnosis.doctor)
 app.add_typer(training.tinyvl_app, name="tinyvl")

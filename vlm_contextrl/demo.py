@@ -29,11 +29,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlm_contextrl.chart_parts import MISSING, number
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import run_config
-from vlm_contextrl.commands.results import show_table, write_json, write_text
+from vlm_contextrl.commands.results import show_table
 from vlm_contextrl.config import ModelSettings, RunConfig, load_config, validate
 from vlm_contextrl.demo_report import duration, facts, hardware, read_jsonl, report_data, summarise
 from vlm_contextrl.errors import InputError
 from vlm_contextrl.report_numbers import MEASURES
+from vlm_contextrl.result_files import write_json, write_text
 
 CONFIG = "tiny_contextrl"
 SEEDS = {"pairs": 1101, "questions": 1102}  # of the rendered scenes

@@ -291,7 +291,7 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _DELIMITED = re.compile(
-    r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*[.:)\]]|([A-Za-z]),|([A-Za-z])\s+-)\s*(?:[.:,]|-(?=\s))?\s*(\S.*)"
+    r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])\s*[.:)\]]|([A-Za-z]),|([A-Za-z])\s+-)\s*(?:[.:,](?!\d)|-(?=\s))?\s*(\S.*)"
 )
 _MORE_LETTERS = re.compile(r"(?:\W*\b(?:[A-Za-z]|or|and)\b)+\W*")  # "B, c, d": a list, not a choice
 _HEDGE = re.compile(r"^\W*(?:or|and|nor|not|but|either|maybe)\b|^\s*[/&|]", re.IGNORECASE)

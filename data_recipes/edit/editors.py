@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from inspect import signature
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -212,15 +213,22 @@ def _find(settings: EditorSettings) -> tuple[Path, str]:
         return folder, _fingerprint(folder)
     if folder.is_absolute() or settings.path.startswith((".", "~")) or len(folder.parts) != 2:
         raise CheckpointError(f"{settings.path}: no such folder, expected a diffusers pipeline")
+    download, logger = diffusers().DiffusionPipeline.download, getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(ERROR)  # what failed is told below, in one line
     try:
-        found = diffusers().DiffusionPipeline.download(
+        found = download(
             settings.path,
             revision=settings.revision,
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
         )
     except Exception as error:  # diffusers, huggingface_hub and the network: classes of their own
-        raise CheckpointError(f"{settings.path}: cannot be fetched: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{settings.path}: no such folder, and cannot be fetched from the hub ({first_line(error)}); expected a diffusers pipeline"
+        ) from error
+    finally:
+        logger.setLevel(level)
     return Path(found), Path(found).name
 
 

@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any, Literal
 
 from vlm_contextrl.errors import ContextRLError, MissingExtraError
@@ -58,6 +59,15 @@ def _begin(task: Task, threads: int) -> None:
     global _task
     _task = task
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is imported, which is later
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Workers of a killed run would write into the folder of the next one, then wait for ever and hold what they have loaded."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(batch: int) -> int:

@@ -118,12 +118,22 @@ def _agree_on_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be used ({error}); remove {folder} to begin anew") from error
     wanted = json.loads(text)
-    for key in sorted({*found, *wanted}):
-        if found.get(key) != wanted.get(key):
-            raise DataError(
-                f"{folder}: holds unfinished work with another {key} ({_short(found.get(key))}, now {_short(wanted.get(key))}); give "
-                "the same settings to go on, or remove the folder to begin anew"
-            )
+    if difference := _difference(found, wanted):
+        raise DataError(
+            f"{folder}: holds unfinished work with another {difference}; give the same settings to go on, or remove the "
+            "folder to begin anew"
+        )
+
+
+def _difference(found: Any, wanted: Any, name: str = "") -> str:
+    """The first value that differs, by the keys that lead to it: `config.seed (0, now 1)`; "" when none does."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted({*found, *wanted})
+        return next(
+            (told for key in keys if (told := _difference(found.get(key), wanted.get(key), f"{name}.{key}"))),
+            "",
+        )
+    return "" if found == wanted else f"{name[1:]} ({_short(found)}, now {_short(wanted)})"
 
 
 def _short(value: object) -> str:

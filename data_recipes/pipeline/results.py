@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -22,10 +23,12 @@ def write_result(
     inputs: int,
     rejects: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
-    """Write the dataset folder `out`, remove its parts, and say what became of the inputs.
+    """Write the dataset folder `out` (resolved), remove its parts, and say what became of the inputs.
 
     rejects: (id, reason) of every input that gave no row. Raises DataError when there is no row; the parts then stay, to look into.
     """
+    for killed in out.parent.glob(f".{escape(out.name)}.*.unfinished"):  # while it wrote
+        rmtree(killed, ignore_errors=True)
     manifest = write_rows(rows, out, recipe=recipe, config=config, rejects=rejects)
     repeated = manifest.rejects - len(rejects)  # rows with the id of an earlier one
     rmtree(work_folder(out), ignore_errors=True)

@@ -69,10 +69,10 @@ def _encoder(folder: str) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"issue_encoder: {folder} cannot be read ({first_line(error)}); expected a folder of a text encoder"
+            f"issue_encoder: {folder} cannot be read ({first_line(error)}); expected a folder of a text encoder without code of its own"
         ) from error
     return model.eval(), tokenizer

@@ -87,7 +87,8 @@ def run(config: TrajectoriesConfig, input: Path, out: Path, engine: Engine) -> d
         *chosen.stages,
         *_last_stages(chosen, verdicts, config),
     ]
-    print("\n".join(funnel_lines(stages)), file=sys.stderr)
+    if usable:  # else the error below says it all
+        print("\n".join(funnel_lines(stages)), file=sys.stderr)
     pairs = (pair for pair, made in zip(_pairs(made_parts), verdicts, strict=True) if not made.reason)
     summary = write_result(
         (pair for pair in pairs if pair),

@@ -10,7 +10,8 @@ import typer
 
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import JsonFile, RunConfigName, RunOverrides, run_config
-from vlm_contextrl.commands.results import number, show_table, write_json
+from vlm_contextrl.commands.results import number, show_table
+from vlm_contextrl.result_files import write_json
 
 app = typer.Typer(help="Measure the engine.", no_args_is_help=True)
 

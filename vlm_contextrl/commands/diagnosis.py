@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from vlm_contextrl.commands.arguments import JsonFile
-from vlm_contextrl.commands.results import show_table, write_json
+from vlm_contextrl.commands.results import show_table
+from vlm_contextrl.result_files import write_json
 
 
 def doctor(json_file: JsonFile = None) -> None:

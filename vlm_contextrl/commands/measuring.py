@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from vlm_contextrl.commands.arguments import JsonFile, PerPairFile
-from vlm_contextrl.commands.results import number, show_table, write_json, write_jsonl
+from vlm_contextrl.commands.results import number, show_table
+from vlm_contextrl.result_files import write_json, write_jsonl
 
 if TYPE_CHECKING:
     from vlm_contextrl.policy import Policy

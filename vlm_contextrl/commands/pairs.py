@@ -10,8 +10,9 @@ import typer
 
 from vlm_contextrl.commands import leaf, recipes
 from vlm_contextrl.commands.arguments import ConfigFile, JsonFile, NewFolder, Overrides, output_file
-from vlm_contextrl.commands.results import show_summary, show_table, write_json, write_text
+from vlm_contextrl.commands.results import show_summary, show_table
 from vlm_contextrl.errors import InputError
+from vlm_contextrl.result_files import write_json, write_text
 
 app = typer.Typer(help="Make, import, split, describe and export datasets.", no_args_is_help=True)
 

@@ -9,7 +9,8 @@ import typer
 
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import JsonFile, NewFolder, Overrides, shipped_config
-from vlm_contextrl.commands.results import show_summary, write_json
+from vlm_contextrl.commands.results import show_summary
+from vlm_contextrl.result_files import write_json
 
 Questions = Annotated[
     Path,

@@ -1,0 +1,77 @@
+"""Answers as they come: one JSON line per sample, appended and flushed, so that a killed run goes on where it was.
+
+Several processes write files of their own (`answers.RANK.jsonl`, one writer at a time) and read all of them. A last line that a
+kill has torn is cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vlm_contextrl.errors import DataError
+
+Key = tuple[str, int]  # part, number of the row
+
+
+@contextmanager
+def opened_journal(folder: Path, rank: int = 0) -> Iterator[Journal]:
+    """The journal of one process, which no other process writes meanwhile."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"answers.{rank}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what is left of a killed run ends within a second (worker.py)
+        yield Journal(folder, rank)
+
+
+class Journal:
+    """The answers of one benchmark in one run."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder = folder
+        self._path = folder / f"answers.{rank}.jsonl"
+        _cut_torn_line(self._path)
+        self._known = {(line["part"], line["doc_id"]): line for line in read_journal(folder)}
+
+    def find(self, key: Key, prompt_hash: str) -> Mapping[str, Any] | None:
+        """What was answered to this very prompt, or None."""
+        line = self._known.get(key)
+        return line if line is not None and line["prompt_hash"] == prompt_hash else None
+
+    def append(self, lines: list[dict[str, Any]]) -> None:
+        """Write answers and see them onto the disk."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._known |= {(line["part"], line["doc_id"]): line for line in lines}
+
+
+def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
+    """All whole lines of all processes, oldest first within one. DataError for a broken one in the middle."""
+    for path in sorted(folder.glob("answers.*.jsonl")):
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn or empty
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number}: not JSON ({error}); delete the line, its sample is then asked again"
+                ) from error
+
+
+def count_answers(folder: Path) -> int:
+    """Answered samples so far, for a progress bar."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("answers.*.jsonl"))
+
+
+def _cut_torn_line(path: Path) -> None:
+    if path.exists():
+        whole = path.read_bytes()
+        kept = whole.rfind(b"\n") + 1
+        if kept < len(whole):
+            os.truncate(path, kept)
