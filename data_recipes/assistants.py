@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field, model_validator
 
+from vlm_contextrl.chat_endpoint import message_text, post_chat
 from vlm_contextrl.config import ModelSettings, Record
 from vlm_contextrl.errors import ConfigError, InputError, first_line
 from vlm_contextrl.images import IMAGE_FORMATS
@@ -198,7 +199,7 @@ def _function(name: str) -> Callable[..., object]:
 
 @dataclass
 class EndpointAssistant:
-    """`/chat/completions` of an OpenAI-compatible server (platform.openai.com/docs/api-reference/chat); vLLM and others speak it."""
+    """An OpenAI-compatible server; vLLM and others speak its protocol."""
 
     settings: AssistantSettings
 
@@ -233,35 +234,24 @@ class EndpointAssistant:
             if attempt:
                 time.sleep(min(2.0 ** (attempt - 1), 30.0))
             try:
-                response = client.post(url, json=request)
-            except httpx.TimeoutException:
-                problem = f"no answer within {settings.timeout_s:g} s"
-                continue
-            except httpx.HTTPError as error:
-                problem = first_line(error)
-                continue
+                outcome = post_chat(client, settings.endpoint or "", request, settings.timeout_s)
             except httpx.InvalidURL as error:
                 raise ConfigError(
                     f"endpoint {settings.endpoint!r}: {first_line(error)}; expected a URL"
                 ) from error
-            if response.status_code == 200:
-                return _content(response, url)
-            problem = f"status {response.status_code}: {' '.join(response.text.split())[:200]}"
-            if response.status_code < 500 and response.status_code not in (408, 429):
-                break  # asking again would not help
+            if outcome.response is not None:
+                return _content(outcome.response, url)
+            problem = outcome.problem
+            if not outcome.may_help_again:
+                break
         raise InputError(
             f"{url}: {problem} (prompt {prompt.key}); mend the endpoint and give the command again to go on"
         )
 
 
 def _content(response: Any, url: str) -> str:
-    try:
-        content = response.json()["choices"][0]["message"]["content"]
-        if content is None:  # the protocol's word for no answer, e.g. when thinking has used up max_tokens
-            return ""
-    except (ValueError, LookupError, TypeError):
-        content = None
-    if not isinstance(content, str):
+    content = message_text(response)
+    if content is None:
         found = " ".join(response.text.split())[:120]
         raise InputError(
             f"{url}: answered {found!r}, expected choices[0].message.content; is it OpenAI-compatible?"

@@ -7,14 +7,12 @@ kill has torn is cut off.
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vlm_contextrl.errors import DataError
+from vlm_contextrl.appended_lines import append_lines, cut_torn_line, read_lines
 
 Key = tuple[str, int]  # part, number of the row
 
@@ -34,7 +32,7 @@ class Journal:
     def __init__(self, folder: Path, rank: int) -> None:
         self.folder = folder
         self._path = folder / f"answers.{rank}.jsonl"
-        _cut_torn_line(self._path)
+        cut_torn_line(self._path)
         self._known = {(line["part"], line["doc_id"]): line for line in read_journal(folder)}
 
     def find(self, key: Key, prompt_hash: str) -> Mapping[str, Any] | None:
@@ -44,34 +42,16 @@ class Journal:
 
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Write answers and see them onto the disk."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self._path, lines)
         self._known |= {(line["part"], line["doc_id"]): line for line in lines}
 
 
 def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
     """All whole lines of all processes, oldest first within one. DataError for a broken one in the middle."""
     for path in sorted(folder.glob("answers.*.jsonl")):
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is torn or empty
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"{path}, line {number}: not JSON ({error}); delete the line, its sample is then asked again"
-                ) from error
+        yield from read_lines(path, "delete the line, its sample is then asked again")
 
 
 def count_answers(folder: Path) -> int:
     """Answered samples so far, for a progress bar."""
     return sum(path.read_bytes().count(b"\n") for path in folder.glob("answers.*.jsonl"))
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        whole = path.read_bytes()
-        kept = whole.rfind(b"\n") + 1
-        if kept < len(whole):
-            os.truncate(path, kept)

@@ -22,6 +22,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from vlm_contextrl.appended_lines import append_lines, cut_torn_line, read_lines
+from vlm_contextrl.chat_endpoint import message_text, post_chat
 from vlm_contextrl.config import Record
 from vlm_contextrl.errors import ConfigError, ContextRLError, DataError, first_line
 from vlm_contextrl.eval.questions import Question, Verdict, judge_by_rules
@@ -115,8 +117,7 @@ class Judge:
         }
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / VERDICTS_NAME).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            append_lines(self.folder / VERDICTS_NAME, [line])
             self._verdicts[key] = correct
         return correct
 
@@ -125,40 +126,33 @@ class Judge:
 
         settings, problem = self.settings, ""
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        for attempt in range(settings.retries + 1):
-            if attempt:
-                time.sleep(min(settings.pause_s * 2 ** (attempt - 1), 30.0))
-            request = {
-                "model": settings.model,
-                "messages": [{"role": "user", "content": prompt}],
-                "max_tokens": settings.max_tokens,
-                "temperature": 0.0,
-                "seed": attempt,
-            }
-            try:
-                response = httpx.post(
-                    f"{settings.url}/chat/completions",
-                    json=request,
-                    headers=headers,
-                    timeout=settings.timeout_s,
-                )
-            except httpx.TimeoutException:
-                problem = f"no answer within {settings.timeout_s:g} s"
-                continue
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                problem = first_line(error)
-                continue
-            if response.status_code == 200:
-                reply = _content(response)
-                correct = None if reply is None else read_verdict(reply)
-                if correct is not None:
-                    return correct, str(reply)
-                found = response.text if reply is None else reply
-                problem = f'replied {_short(found)!r}, expected {{"correct": true}} or {{"correct": false}}'
-                continue
-            problem = f"status {response.status_code}: {_short(response.text)}"
-            if response.status_code < 500 and response.status_code not in (408, 429):
-                break  # asking again would not help
+        with httpx.Client(headers=headers, timeout=settings.timeout_s) as client:
+            for attempt in range(settings.retries + 1):
+                if attempt:
+                    time.sleep(min(settings.pause_s * 2 ** (attempt - 1), 30.0))
+                request = {
+                    "model": settings.model,
+                    "messages": [{"role": "user", "content": prompt}],
+                    "max_tokens": settings.max_tokens,
+                    "temperature": 0.0,
+                    "seed": attempt,
+                }
+                try:
+                    outcome = post_chat(client, settings.url, request, settings.timeout_s)
+                except httpx.InvalidURL as error:
+                    problem = first_line(error)
+                    break
+                if outcome.response is not None:
+                    reply = message_text(outcome.response)
+                    correct = None if reply is None else read_verdict(reply)
+                    if correct is not None:
+                        return correct, str(reply)
+                    found = " ".join((outcome.response.text if reply is None else reply).split())[:200]
+                    problem = f'replied {found!r}, expected {{"correct": true}} or {{"correct": false}}'
+                    continue
+                problem = outcome.problem
+                if not outcome.may_help_again:
+                    break
         if self._key:
             problem = problem.replace(self._key, "***")
         raise JudgeError(
@@ -200,34 +194,13 @@ def _prompt(question: Question, completion: str) -> str:
     return _PROMPT.format(material=json.dumps(material, ensure_ascii=False, indent=1))
 
 
-def _content(response: Any) -> str | None:
-    """The text of a reply, "" where the protocol says that there is none; None when it is not the protocol's."""
-    try:
-        content = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        return None
-    return content if isinstance(content, str) else "" if content is None else None
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:200]
-
-
 def _read_verdicts(path: Path) -> dict[str, bool]:
-    """Verdicts on disk; a last line that a kill has torn is cut off. DataError for a broken one in the middle."""
-    if not path.exists():
-        return {}
-    whole = path.read_bytes()
-    kept = whole.rfind(b"\n") + 1
-    if kept < len(whole):
-        os.truncate(path, kept)
+    """Verdicts on disk. DataError for a line that is none."""
+    cut_torn_line(path)
     verdicts = {}
-    for number, line in enumerate(whole[:kept].splitlines(), 1):
-        try:
-            value = json.loads(line)
-            verdicts[str(value["key"])] = {True: True, False: False}[value["correct"]]
-        except (ValueError, LookupError, TypeError) as error:
-            raise DataError(
-                f"{path}, line {number}: not a verdict ({first_line(error)}); delete the line"
-            ) from error
+    for number, value in enumerate(read_lines(path, "delete the line"), 1):
+        key, correct = value.get("key"), value.get("correct")
+        if not isinstance(key, str) or not isinstance(correct, bool):
+            raise DataError(f"{path}, line {number}: not a verdict; delete the line")
+        verdicts[key] = correct
     return verdicts

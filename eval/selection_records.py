@@ -19,13 +19,12 @@ By logits these are the numbers of `vlm_contextrl.probe`. Intervals are bootstra
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm_contextrl.errors import ConfigError, DataError
+from vlm_contextrl.appended_lines import append_lines, cut_torn_line, read_lines
+from vlm_contextrl.errors import ConfigError
 from vlm_contextrl.eval.settings import digest
 from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.pairs import ContrastivePair
@@ -106,13 +105,10 @@ class PairJournal:
         self._path = path
         self._known: dict[str, Record] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes() if path.exists() else b""
-        kept = whole.rfind(b"\n") + 1
-        if kept < len(whole):
-            os.truncate(path, kept)
-        lines = [self._parsed(number, line) for number, line in enumerate(whole[:kept].splitlines(), 1)]
+        cut_torn_line(path)
+        lines = list(read_lines(path, "delete the line, its pair is then asked again"))
         if not lines:
-            self._append([dict(header)])
+            append_lines(path, [header])
         elif lines[0] != header:
             changed = sorted(key for key in {*lines[0], *header} if lines[0].get(key) != header.get(key))
             raise ConfigError(
@@ -128,20 +124,5 @@ class PairJournal:
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records and see them onto the disk."""
-        self._append(records)
+        append_lines(self._path, records)
         self._known |= {record["id"]: record for record in records}
-
-    def _append(self, lines: Sequence[Record]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _parsed(self, number: int, line: bytes) -> Record:
-        try:
-            record: Record = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{self._path}, line {number}: not JSON ({error}); delete the line, its pair is then asked again"
-            ) from error
-        return record

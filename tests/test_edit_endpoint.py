@@ -4,64 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
+from tests.chat_server import ChatServer, Reply, said, serving
 from tests.tiny_editors import blank_question, open_painter
 from vlm_contextrl.data_recipes.edit import EditConfig, recipe, run
 from vlm_contextrl.data_recipes.pipeline import Engine
 from vlm_contextrl.errors import InputError
 from vlm_contextrl.storage import write_rows
 
-Reply = Callable[[dict[str, Any]], str]
 PROPOSAL = '{"instruction": "paint a square", "answer": "8"}'
 
 
-class Endpoint(ThreadingHTTPServer):
-    """Answers every request with the body that `reply` makes of it."""
-
-    daemon_threads = True
-    reply: Reply
-    requests: list[dict[str, Any]]
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(request)
-        body = self.server.reply(request).encode()
-        try:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body)
-        except ConnectionError:  # the one who asked has lost patience
-            return
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def endpoint() -> Iterator[Endpoint]:
-    server = Endpoint(("127.0.0.1", 0), _Handler)
-    server.requests = []
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def endpoint() -> Iterator[ChatServer]:
+    with serving(lambda request, number: (200, said(PROPOSAL))) as server:
+        yield server
 
 
 @pytest.fixture
@@ -72,19 +34,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(text: object) -> str:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
-
-
-def edit(endpoint: Endpoint, folder: Path, **settings: Any) -> dict[str, Any]:
+def edit(endpoint: ChatServer, folder: Path, **settings: Any) -> dict[str, Any]:
     writer = {"endpoint": endpoint.url, "endpoint_model": "vlm", "retries": 0, **settings}
     config = EditConfig.model_validate({"writer": writer, "editor": {"path": "painter"}, "batch_rows": 1})
     return run(config, folder / "questions", folder / "out", Engine())
 
 
-def test_an_endpoint_that_answers(endpoint: Endpoint, folder: Path) -> None:
+def test_an_endpoint_that_answers(endpoint: ChatServer, folder: Path) -> None:
     """Each question is one request with the picture and the text; the writer's name is in the provenance."""
-    endpoint.reply = lambda request: said(f"Here you are: {PROPOSAL}")
+    endpoint.reply = lambda request, number: (200, said(f"Here you are: {PROPOSAL}"))
     summary = edit(endpoint, folder)
     assert (summary["kept"], summary["rejects"]) == (3, 0)
     assert len(endpoint.requests) == 3
@@ -94,9 +52,9 @@ def test_an_endpoint_that_answers(endpoint: Endpoint, folder: Path) -> None:
     assert endpoint.requests[0]["model"] == "vlm"
 
 
-def test_nonsense_from_the_model_is_a_reject(endpoint: Endpoint, folder: Path) -> None:
+def test_nonsense_from_the_model_is_a_reject(endpoint: ChatServer, folder: Path) -> None:
     """The second of three replies is no object."""
-    endpoint.reply = lambda request: said("As a language model" if len(endpoint.requests) == 2 else PROPOSAL)
+    endpoint.reply = lambda request, number: (200, said("As a language model" if number == 2 else PROPOSAL))
     summary = edit(endpoint, folder)
     assert (summary["kept"], summary["rejected"]) == (2, {"writer_no_object": 1})
     (line,) = (folder / "out" / "rejects.jsonl").read_text().splitlines()
@@ -106,25 +64,31 @@ def test_nonsense_from_the_model_is_a_reject(endpoint: Endpoint, folder: Path) -
 @pytest.mark.parametrize(
     ("reply", "message"),
     [
-        (lambda request: "<html>Welcome</html>", r"answered '<html>Welcome</html>', expected choices\[0\]"),
         (
-            lambda request: '{"choices": []}',
+            lambda request, number: (200, "<html>Welcome</html>"),
+            r"answered '<html>Welcome</html>', expected choices\[0\]",
+        ),
+        (
+            lambda request, number: (200, '{"choices": []}'),
             r"expected choices\[0\].message.content; is it OpenAI-compatible\?",
         ),
-        (lambda request: said(["8"]), r"expected choices\[0\].message.content"),
-        (lambda request: time.sleep(0.6) or "", r"no answer within 0.2 s \(prompt edit:q001\)"),
+        (lambda request, number: (200, said(["8"])), r"expected choices\[0\].message.content"),
+        (
+            lambda request, number: (time.sleep(0.6), (200, ""))[1],
+            r"no answer within 0.2 s \(prompt edit:q001\)",
+        ),
     ],
 )
 def test_an_endpoint_that_fails_stops_the_run_and_loses_nothing(
-    endpoint: Endpoint, folder: Path, reply: Reply, message: str
+    endpoint: ChatServer, folder: Path, reply: Reply, message: str
 ) -> None:
     """The first question works, the second fails in one line; when the endpoint is mended, the run goes on with the second."""
-    endpoint.reply = lambda request: said(PROPOSAL) if len(endpoint.requests) == 1 else reply(request)
+    endpoint.reply = lambda request, number: (200, said(PROPOSAL)) if number == 1 else reply(request, number)
     with pytest.raises(InputError, match=message) as stopped:
         edit(endpoint, folder, timeout_s=0.2)
     assert "\n" not in str(stopped.value)
     assert not (folder / "out").exists()
-    endpoint.reply = lambda request: said(PROPOSAL)
+    endpoint.reply = lambda request, number: (200, said(PROPOSAL))
     summary = edit(endpoint, folder, timeout_s=0.2)
     assert (summary["inputs"], summary["kept"], summary["rejects"]) == (3, 3, 0)
     assert len(endpoint.requests) == 1 + 1 + 2

@@ -17,8 +17,10 @@ LEAVES = ("data_recipes", "eval", "app")
 # A module may import its own layer and lower ones. A folder stands for every module in it.
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
+        "appended_lines",
         "chart_parts",
         "charts",
+        "chat_endpoint",
         "config",
         "dataset_charts",
         "dataset_stats",

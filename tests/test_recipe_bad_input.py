@@ -11,14 +11,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.chat_server import said, serving
 from tests.compose_pictures import draw_cutouts, draw_photographs
 from tests.test_bad_input import bomb, png
 from tests.test_features_towers import write_tower
@@ -215,39 +214,19 @@ def endpoint() -> Iterator[Callable[[str], str]]:
     """URL of a server that is late, talks nonsense, is out of order, or works, as it is told."""
     mode = ""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            if mode == "late":
-                time.sleep(0.6)
-            said = (
-                json.dumps({"choices": [{"message": {"content": "7"}}]})
-                if mode == "well"
-                else "<html>Welcome</html>"
-            )
-            try:
-                self.send_response(500 if mode == "broken" else 200)
-                self.end_headers()
-                self.wfile.write(said.encode())
-            except ConnectionError:  # the one who asked has lost patience
-                return
+    def reply(request: dict[str, Any], number: int) -> tuple[int, str]:
+        if mode == "late":
+            time.sleep(0.6)
+        return 500 if mode == "broken" else 200, said("7") if mode == "well" else "<html>Welcome</html>"
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    with serving(reply) as server:
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
+        def told(new: str) -> str:
+            nonlocal mode
+            mode = new
+            return server.url
 
-    def told(new: str) -> str:
-        nonlocal mode
-        mode = new
-        return f"http://127.0.0.1:{server.server_address[1]}/v1"
-
-    yield told
-    server.shutdown()
-    thread.join()
-    server.server_close()
+        yield told
 
 
 @pytest.mark.slow
