@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import ImageFile
+
 from vlm_contextrl.errors import MissingExtraError, first_line
 from vlm_contextrl.eval.data_roots import source
 from vlm_contextrl.eval.journal import Journal
@@ -36,18 +38,20 @@ class StockScorerError(Exception):
 
 def prepare_imports(*, offline: bool) -> None:
     """What lmms-eval needs before its first import, in a process of its own. Raises MissingExtraError without it."""
-    os.environ.setdefault(
-        "OPENAI_API_KEY", "none"
-    )  # some tasks build a client at import; no scorer that asks one is called
+    # Some tasks build a client when they are imported; no scorer that asks one is called.
+    os.environ.setdefault("OPENAI_API_KEY", "none")
     os.environ.setdefault("Deepseek_API", "none")
     os.environ["LOGURU_LEVEL"] = os.environ.get("LOGURU_LEVEL", "WARNING")
     if offline:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    accepts_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         import lmms_eval.api.task  # noqa: F401
         from latex2sympy2_extended import latex2sympy
     except ImportError as error:
         raise MissingExtraError(f"eval needs lmms-eval ({first_line(error)}): {HOW_TO_INSTALL}") from error
+    # Its import makes Pillow show half a picture without a word, in the whole process.
+    ImageFile.LOAD_TRUNCATED_IMAGES = accepts_truncated
     # MathVision's scorer asks for the unmaintained package of that name, which pins an ANTLR that math-verify cannot use.
     alias = types.ModuleType("latex2sympy2")
     alias.latex2sympy = latex2sympy  # type: ignore[attr-defined]

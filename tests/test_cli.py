@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import typer
 
-from vlm_contextrl import __version__
+from vlm_contextrl import __version__, result_files
 from vlm_contextrl.cli import app, main
-from vlm_contextrl.commands import results, training
+from vlm_contextrl.commands import training
 from vlm_contextrl.errors import DataError, InputError
 
 COMMANDS = {
@@ -215,9 +215,9 @@ def test_output_file_that_is_a_folder_is_refused(run: Run, tmp_path: Path) -> No
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     """NaN is not JSON; the older result stays, and nothing unfinished lies beside it."""
     path = tmp_path / "r.json"
-    results.write_json(path, {"a": 1})
+    result_files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
-        results.write_json(path, {"a": float("nan")})
+        result_files.write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -396,9 +396,9 @@ def test_results_may_go_into_a_pipe(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read: list[str] = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
-    results.write_json(pipe, {"a": 1})
+    result_files.write_json(pipe, {"a": 1})
     reader.join(timeout=10)
     assert json.loads(read[0]) == {"a": 1}
     assert pipe.is_fifo()
@@ -406,4 +406,4 @@ def test_results_may_go_into_a_pipe(tmp_path: Path) -> None:
 
 def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
-        results.write_json(tmp_path / ("x" * 300), {})
+        result_files.write_json(tmp_path / ("x" * 300), {})

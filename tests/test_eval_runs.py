@@ -228,6 +228,14 @@ def test_harness_finds_our_model_by_its_name() -> None:
     assert get_model("contextrl") is ContextRLModel
 
 
+def test_half_a_picture_stays_an_error() -> None:
+    """Importing lmms-eval tells Pillow to accept truncated files; this process keeps its own rule."""
+    from PIL import ImageFile
+
+    harness.prepare_imports(offline=True)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
 def test_without_the_harness_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
