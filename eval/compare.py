@@ -16,7 +16,7 @@ from vlm_contextrl.errors import ConfigError, InputError
 from vlm_contextrl.eval.published import MARK, METHODS, SOURCE, guessed_model, published
 from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
 from vlm_contextrl.eval.run_folders import Key, RunFolder, Sample, Samples, read_runs
-from vlm_contextrl.eval.scoring import groups, mean_of_groups
+from vlm_contextrl.eval.scoring import equal_weights, groups, mean_of_groups
 from vlm_contextrl.eval.statistics import paired_comparison
 
 # What must be the same: how questions are asked, how long an answer may be, what is seen of an image, which samples, who scores.
@@ -86,10 +86,7 @@ def compare_runs(
             left_out[benchmark.name] = "the runs have no sample in common"
             continue
         different += matched.different
-        values[benchmark.name] = [
-            [list(group.values()) for group in groups(benchmark, list(of_run.values()))]
-            for of_run in matched.samples
-        ]
+        values[benchmark.name] = [groups(benchmark, of_run.values()) for of_run in matched.samples]
         benchmarks[benchmark.name] = _entry(matched, values[benchmark.name], seed)
         for run, of_run in zip(runs[1:], matched.samples[1:], strict=True):
             comparison.shown[benchmark.name, run.name] = _drawn(matched, run, of_run, shown, seed)
@@ -152,8 +149,8 @@ def _entry(matched: _Matched, values: Values, seed: int) -> dict[str, Any]:
 
 def _average(runs: Sequence[RunFolder], benchmarks: Sequence[Values], seed: int) -> dict[str, Any]:
     """The mean over benchmarks: every benchmark weighs the same, and within it every group."""
-    weights = [1 / len(of_one[0]) / len(benchmarks) for of_one in benchmarks for _ in of_one[0]]
-    values = [[group for of_one in benchmarks for group in of_one[index]] for index in range(len(runs))]
+    flat = [equal_weights([of_one[index] for of_one in benchmarks]) for index in range(len(runs))]
+    values, weights = [groups_of_run for groups_of_run, _ in flat], flat[0][1]
     return {
         "n": sum(map(len, values[0])),
         "accuracy": _accuracies(runs, values, weights, seed),

@@ -27,7 +27,7 @@ from vlm_contextrl.eval.pages import (
 )
 from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
 from vlm_contextrl.eval.run_folders import Key, RunFolder, Sample, Samples, read_run
-from vlm_contextrl.eval.scoring import groups, mean_of_groups
+from vlm_contextrl.eval.scoring import equal_weights, groups, mean_of_groups
 from vlm_contextrl.eval.statistics import detectable_unpaired
 from vlm_contextrl.result_files import write_text
 
@@ -45,12 +45,12 @@ def run_page(run: RunFolder, seed: int = 0) -> str:
     galleries: list[str] = []
     for name in run.results:
         benchmark, samples = BENCHMARKS[name], run.samples(name)
-        values[name] = [list(group.values()) for group in groups(benchmark, list(samples.values()))]
+        values[name] = groups(benchmark, samples.values())
         galleries.append(_gallery(benchmark, samples, run.path / name, seed, is_open=not galleries))
-    flat = [(group, 1 / len(of_one)) for of_one in values.values() for group in of_one]
-    average = mean_of_groups([group for group, _ in flat], [weight for _, weight in flat], seed)
+    flat, weights = equal_weights(list(values.values()))
+    average = mean_of_groups(flat, weights, seed)
     detectable = {name: _detectable(of_one) for name, of_one in values.items()}
-    together = _detectable([group for group, _ in flat], [weight for _, weight in flat])
+    together = _detectable(flat, weights)
     sections = [
         _headline(run, average, together),
         _failed(run),

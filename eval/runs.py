@@ -12,7 +12,6 @@ The same command again goes on: a benchmark that is finished is not started, an 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -27,7 +26,8 @@ from vlm_contextrl import __version__
 from vlm_contextrl.errors import ConfigError, InputError
 from vlm_contextrl.eval.journal import count_answers
 from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
-from vlm_contextrl.eval.scoring import groups, mean_of_groups
+from vlm_contextrl.eval.run_folders import read_object, read_samples
+from vlm_contextrl.eval.scoring import equal_weights, groups, mean_of_groups
 from vlm_contextrl.eval.settings import EvalSettings
 from vlm_contextrl.eval.weights import weights_hash
 from vlm_contextrl.eval.worker import TOTAL_FILE, Job
@@ -65,7 +65,8 @@ def evaluate(
     weights = _weights(settings)
     out.mkdir(parents=True, exist_ok=True)
     _same_run(out, settings, weights)
-    failed = {}
+    failed: dict[str, str] = {}
+    results: dict[str, Any] = {}
     for benchmark in benchmarks:
         job = Job(
             benchmark.name, str(out / benchmark.name), settings.model_dump(mode="json"), weights, os.getpid()
@@ -73,8 +74,8 @@ def evaluate(
         reason = _run(job, benchmark, processes, progress)
         if reason:
             failed[benchmark.name] = reason
-        _write_results(out, settings, benchmarks, failed)
-    return _write_results(out, settings, benchmarks, failed)
+        results = _write_results(out, settings, benchmarks, failed)
+    return results
 
 
 def _weights(settings: EvalSettings) -> dict[str, str | None]:
@@ -95,7 +96,7 @@ def _same_run(out: Path, settings: EvalSettings, weights: dict[str, str | None])
         | {"vlm-contextrl": __version__},
     }
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_object(path)
         for key in (*settings.what_shapes_answers(), "weights"):
             if before.get(key) != record[key]:
                 raise ConfigError(
@@ -132,7 +133,7 @@ def _run(job: Job, benchmark: Benchmark, processes: int, progress: Progress) -> 
 
 def _progress(folder: Path) -> tuple[int, int | None]:
     path = folder / TOTAL_FILE
-    total = json.loads(path.read_text(encoding="utf-8"))["samples"] if path.exists() else None
+    total = read_object(path)["samples"] if path.exists() else None
     return count_answers(folder), total
 
 
@@ -152,9 +153,8 @@ def _write_results(
     for benchmark in benchmarks:
         path = out / benchmark.name / "result.json"
         if benchmark.name not in failed and path.exists():
-            finished[benchmark.name] = json.loads(path.read_text(encoding="utf-8"))
-            lines = (path.parent / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-            values.append(groups(benchmark, [json.loads(line) for line in lines]))
+            finished[benchmark.name] = read_object(path)
+            values.append(groups(benchmark, read_samples(path.parent / "samples.jsonl").values()))
     results = {
         "model": settings.model,
         "adapter": settings.adapter,
@@ -162,14 +162,8 @@ def _write_results(
         "max_new_tokens": settings.max_new_tokens,
         "limit": settings.limit,
         "benchmarks": finished,
-        "average": _average(values),
+        "average": mean_of_groups(*equal_weights(values)),
         "failed": failed,
     }
     write_json(out / "results.json", results)
     return results
-
-
-def _average(benchmarks: Sequence[Sequence[dict[str, float]]]) -> dict[str, Any]:
-    """The mean over benchmarks; the interval resamples samples within each group of each benchmark."""
-    flat = [(list(group.values()), 1 / len(groups)) for groups in benchmarks for group in groups]
-    return mean_of_groups([values for values, _ in flat], weights=[weight for _, weight in flat])

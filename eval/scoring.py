@@ -15,6 +15,7 @@ from vlm_contextrl.intervals import N_RESAMPLES, bootstrap
 ASKED = {field.name: field.name for field in fields(Question) if field.name != "images"} | {
     "text": "question"
 }
+Group = list[float]  # correctness of samples
 Scorer = Callable[[Question, str], Verdict]
 
 
@@ -56,18 +57,21 @@ def measures(benchmark: Benchmark, samples: Sequence[Mapping[str, Any]]) -> dict
 
 def accuracy(benchmark: Benchmark, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """{value, n, low, high}: over all samples, or the mean of the parts where that is what is published."""
-    return mean_of_groups([list(group.values()) for group in groups(benchmark, samples)])
+    return mean_of_groups(groups(benchmark, samples))
 
 
-def groups(benchmark: Benchmark, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Correctness by sample, in the groups whose means a benchmark's accuracy averages: one, or one per part."""
-    keyed = [(s["part"], f"{s['part']}/{s['id']}", float(s["correct"])) for s in samples]
-    if benchmark.pooled:
-        return [{key: right for _, key, right in keyed}]
-    return [
-        {key: right for part, key, right in keyed if part == name}
-        for name in dict.fromkeys(p for p, _, _ in keyed)
-    ]
+def groups(benchmark: Benchmark, samples: Iterable[Mapping[str, Any]]) -> list[list[float]]:
+    """Correctness of the samples, in the groups whose means a benchmark's accuracy averages: one, or one per part."""
+    by_group: dict[str, list[float]] = {}
+    for sample in samples:
+        by_group.setdefault("" if benchmark.pooled else sample["part"], []).append(float(sample["correct"]))
+    return list(by_group.values())
+
+
+def equal_weights(benchmarks: Sequence[Sequence[Group]]) -> tuple[list[Group], list[float]]:
+    """The groups of all benchmarks, and their weights in the average: every benchmark weighs the same, within it every group."""
+    flat = [(group, 1 / len(of_one) / len(benchmarks)) for of_one in benchmarks for group in of_one]
+    return [group for group, _ in flat], [weight for _, weight in flat]
 
 
 def mean_of_groups(

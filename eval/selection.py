@@ -24,7 +24,7 @@ from vlm_contextrl.eval.settings import digest
 from vlm_contextrl.packing import under_budget
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.probe import contexts, probe, selection_prompt
+from vlm_contextrl.probe import contexts, pair_margins, selection_prompt
 from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.prompts import SELECTION_PREFILL
 from vlm_contextrl.result_files import write_json, write_jsonl
@@ -115,7 +115,9 @@ def run_selection(
         licences |= {pair.provenance["licence"] for pair in batch}
         if new := [pair for pair in batch if journal.find(pair.id, digests[pair.id]) is None]:
             answered = (
-                _by_logits(policy, new) if mode == "logits" else _by_generation(policy, new, max_new_tokens)
+                pair_margins(policy, new, batch_pairs=len(new), budget_tokens=BUDGET_TOKENS)
+                if mode == "logits"
+                else _by_generation(policy, new, max_new_tokens)
             )
             journal.append([record | {"digest": digests[record["id"]]} for record in answered])
         for pair in batch:
@@ -156,12 +158,6 @@ def _pairs(
 
 
 # ---------------------------------------------------------------- asking
-
-
-def _by_logits(policy: Policy, pairs: Sequence[ContrastivePair]) -> list[Record]:
-    asked = probe(policy, pairs, batch_pairs=len(pairs), budget_tokens=BUDGET_TOKENS)
-    records: list[Record] = asked["per_pair"]
-    return records
 
 
 def _by_generation(policy: Policy, pairs: Sequence[ContrastivePair], max_new_tokens: int) -> list[Record]:

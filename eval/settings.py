@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 
 from vlm_contextrl.config import ModelSettings, Record
 from vlm_contextrl.eval.judge import JudgeSettings
+from vlm_contextrl.eval.stand_ins import BEHAVIOURS
 from vlm_contextrl.prompts import Style
-
-STAND_INS = ("oracle", "wrong", "first")
 
 
 class EvalSettings(Record):
@@ -56,7 +55,7 @@ class EvalSettings(Record):
 
     @property
     def is_stand_in(self) -> bool:
-        return self.model in STAND_INS
+        return self.model in BEHAVIOURS
 
     def model_settings(self) -> ModelSettings:
         """The same for the core's loader."""

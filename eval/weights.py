@@ -6,10 +6,9 @@ import hashlib
 from pathlib import Path
 
 from vlm_contextrl.errors import CheckpointError, first_line
-from vlm_contextrl.models import resolve
+from vlm_contextrl.models import may_be_hub_id, resolve
 
 READ_WHEN_LOADING = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-_BLOCK_BYTES = 1 << 22
 
 
 def weights_hash(model: str) -> str:
@@ -30,7 +29,7 @@ def weights_hash(model: str) -> str:
 def _folder(path: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
-    if Path(path).is_absolute() or path.startswith((".", "~")) or len(Path(path).parts) != 2:
+    if not may_be_hub_id(path):
         raise CheckpointError(f"{path}: no such model folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -44,8 +43,5 @@ def _folder(path: str) -> Path:
 def _content(path: Path) -> str:
     if path.is_symlink() and len(name := path.resolve().name) == 64:
         return name  # the hub's cache names a large file by its sha256
-    content = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            content.update(block)
-    return content.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ the next one starts (`journal.py`), and a crash takes one benchmark with it, not
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -22,6 +21,7 @@ from vlm_contextrl.eval.journal import Key, opened_journal, read_journal
 from vlm_contextrl.eval.judge import Judge
 from vlm_contextrl.eval.questions import judge_by_rules
 from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
+from vlm_contextrl.eval.run_folders import read_object
 from vlm_contextrl.eval.scoring import measures, recorded_question, scored_samples
 from vlm_contextrl.eval.settings import EvalSettings, digest
 from vlm_contextrl.result_files import write_json, write_jsonl
@@ -148,7 +148,7 @@ def _same_content(folder: Path, content: dict[str, Any]) -> None:
     path = folder / "content.json"
     if not path.exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_object(path)
     changed = [key for key in content if before.get(key) != content[key]]
     if changed:
         key = changed[0]
@@ -166,7 +166,7 @@ def _is_finished(folder: Path, content_hash: str, settings: EvalSettings) -> boo
     path = folder / "result.json"
     if not path.exists():
         return False
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = read_object(path)
     judge = settings.judge.model if settings.judge else None
     return (result["content_hash"], result["limit"], result["judge"]) == (content_hash, settings.limit, judge)
 
@@ -183,7 +183,7 @@ def _end_with(parent: int) -> None:
 
 def main() -> None:
     """Errors of the user's are one line and status 2, as on the command line."""
-    job = Job(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    job = Job(**read_object(Path(sys.argv[1])))
     if job.parent:
         threading.Thread(target=_end_with, args=(job.parent,), daemon=True).start()
     try:

@@ -149,7 +149,7 @@ def test_parts_weigh_the_same_where_the_benchmark_says_so() -> None:
         first, second = (part.name for part in BENCHMARKS[name].parts[:2])
         samples = [{"part": first, "id": str(i), "correct": i == 0} for i in range(2)]
         samples += [{"part": second, "id": str(i), "correct": False} for i in range(6)]
-        right = [list(group.values()) for group in groups(BENCHMARKS[name], samples)]
+        right = groups(BENCHMARKS[name], samples)
         wrong = [[0.0] * len(group) for group in right]
         assert paired_comparison(wrong, right)["difference"]["value"] == value
 

@@ -37,6 +37,12 @@ def resolve(path: str) -> str:
     return str(files("vlm_contextrl") / "tinyvl")
 
 
+def may_be_hub_id(path: str) -> bool:
+    """Whether a path that is no folder here can be OWNER/NAME on the hub."""
+    parts = Path(path).parts
+    return len(parts) == 2 and not Path(path).is_absolute() and not path.startswith((".", "~"))
+
+
 def load_policy(
     settings: ModelSettings, device: torch.device | str = "cpu", *, trainable: bool = True
 ) -> Policy:
@@ -213,9 +219,8 @@ def _quiet_progress_of_small_models(path: str) -> None:
 
 def _refuse_unsafe_folder(path: str) -> None:
     folder = Path(path)
-    looks_local = folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) != 2
     if not folder.is_dir():
-        if looks_local:
+        if not may_be_hub_id(path):
             raise CheckpointError(f"{path}: no such model folder")
         return
     if not (folder / "config.json").is_file():

@@ -68,16 +68,16 @@ def option_ids(processor: Processor, pairs: Sequence[ContrastivePair]) -> list[i
 
 
 @torch.no_grad()
-def probe(
+def pair_margins(
     policy: Policy,
     pairs: Sequence[ContrastivePair],
     *,
     batch_pairs: int = 16,
     budget_tokens: int = 16384,
-    seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """All measures of the module's docstring, and `per_pair` for paired comparisons. budget_tokens: of one forward."""
+) -> list[dict[str, Any]]:
+    """Per pair: id, domain, margins, reverse_margins (None without the confounder's answer), control_margins; each of them with the
+    context as A, then as B. budget_tokens: of one forward."""
     per_pair: list[dict[str, Any]] = []
     was_training = policy.training
     policy.eval()
@@ -87,6 +87,22 @@ def probe(
         if progress:
             progress(len(batch))
     policy.train(was_training)
+    return per_pair
+
+
+def probe(
+    policy: Policy,
+    pairs: Sequence[ContrastivePair],
+    *,
+    batch_pairs: int = 16,
+    budget_tokens: int = 16384,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """All measures of the module's docstring, and `per_pair` (see `pair_margins`) for paired comparisons."""
+    per_pair = pair_margins(
+        policy, pairs, batch_pairs=batch_pairs, budget_tokens=budget_tokens, progress=progress
+    )
 
     def interval(values: Sequence[float]) -> dict[str, Any]:
         return bootstrap(values, seed)
