@@ -90,3 +90,15 @@ def test_without_bitsandbytes(qwen_folders: dict[str, Path], monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # type: ignore[arg-type]  # makes the import fail
     with pytest.raises(MissingExtraError, match=r"vlm-contextrl\[qlora\]"):
         load_policy(ModelSettings(path=str(qwen_folders["qwen2_5_vl"]), **NF4))
+
+
+def test_evaluation_leaves_stored_weights_as_they_are(
+    qwen_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every CPU: bitsandbytes would repack them for good where it finds AVX512-BF16."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"], trainable=False, **NF4)
+    weights = [policy.model.get_submodule(name).weight for name in quantized_modules(policy.model)]
+    before = [weight.data.clone() for weight in weights]
+    margins(policy)
+    assert all(torch.equal(weight.data, old) for weight, old in zip(weights, before, strict=True))

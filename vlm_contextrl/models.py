@@ -73,6 +73,8 @@ def load_policy(
         raise CheckpointError(
             f"{path}: weights are incomplete: {len(missing)} tensors are missing, first {missing[0]}"
         )
+    if quantization:
+        _keep_weights_unpacked(model)
     own = settings.adapter and (Path(settings.adapter) / "preprocessor_config.json").is_file()
     processor = load_processor(
         str(settings.adapter) if own else path,  # images as they were while the adapter was trained
@@ -106,12 +108,26 @@ def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise _own_code(path) from error
         raise CheckpointError(f"{path}: no readable model configuration: {first_line(error)}") from error
     if config.model_type not in FAMILIES:
         raise CheckpointError(
             f"{path}: model type {config.model_type!r}; supported are {', '.join(FAMILIES)}"
         )
     return config
+
+
+def _own_code(path: str) -> CheckpointError:
+    """The refusal of a configuration that transformers reads only with code that comes with the model."""
+    from transformers import PreTrainedConfig
+
+    told, _ = PreTrainedConfig.get_config_dict(path)
+    return CheckpointError(
+        f"{path}: config.json names model type {told.get('model_type')!r} and code of its own ({told['auto_map']['AutoConfig']}), which is "
+        f"refused; use a model of type {' or '.join(FAMILIES)}, which needs none; if this is one and you trust its code, set "
+        "trust_remote_code=true where the command takes the model's settings (train: model.trust_remote_code=true)"
+    )
 
 
 def enable_checkpointing(model: Any) -> None:
@@ -163,6 +179,17 @@ def _quantization(settings: ModelSettings) -> Any:
         # The whole path: "visual" alone matches nothing, and the tower would be quantised.
         llm_int8_skip_modules=["lm_head"] + ([] if settings.quantize_vision else ["model.visual"]),
     )
+
+
+def _keep_weights_unpacked(model: torch.nn.Module) -> None:
+    """The same numbers on every CPU.
+
+    Where a CPU has AVX512-BF16, bitsandbytes 0.50 repacks weights when they are first used outside training, and for good: their scales
+    are rounded to bfloat16, and sizes that 32 does not divide fail.
+    """
+    for name in quantized_modules(model):
+        module: Any = model.get_submodule(name)
+        module.support_avx512bf16_for_cpu = False
 
 
 def quantized_modules(model: torch.nn.Module) -> list[str]:
