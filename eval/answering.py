@@ -13,6 +13,7 @@ from vlm_contextrl.eval.questions import Question
 from vlm_contextrl.eval.settings import EvalSettings
 from vlm_contextrl.eval.stand_ins import STYLES, reply
 from vlm_contextrl.models import load_policy, merge_adapter
+from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt
 from vlm_contextrl.rollout import Completion, Engine, OwnEngine
 
@@ -70,13 +71,19 @@ class StandIn:
         return [Answer(text, len(text.split()), False) for text in texts]
 
 
+def load_model(settings: EvalSettings, device: torch.device | str) -> Policy:
+    """The model with its adapter, merged if that is asked for, as it is evaluated."""
+    policy = load_policy(settings.model_settings(), device, trainable=False)
+    if settings.merge:
+        merge_adapter(policy, getattr(torch, settings.dtype))
+    return policy
+
+
 class ModelAnswerer:
     """A loaded model that answers."""
 
     def __init__(self, settings: EvalSettings, device: torch.device | str) -> None:
-        self.policy = load_policy(settings.model_settings(), device, trainable=False)
-        if settings.merge:
-            merge_adapter(self.policy, getattr(torch, settings.dtype))
+        self.policy = load_model(settings, device)
         self._settings = settings
         self._engine: Engine | None = None
 

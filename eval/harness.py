@@ -1,4 +1,4 @@
-"""lmms-eval (0.7.3) as the runner: its tasks with our prompts, one token budget and our answers on disk; its own scorer as a second column.
+"""lmms-eval (0.7.3): its tasks with our prompts, one token budget and our answers on disk; its own scorer as a second column.
 
 A task is the harness's own file with these keys replaced: where the rows come from (`data_roots.py`), what is shown (the prompt that
 training shows, `vqa_messages`), how long an answer may be, and `until`, which would cut a chain of thought at a blank line. Its
@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import ImageFile
 
-from vlm_contextrl.errors import MissingExtraError, first_line
+from vlm_contextrl.errors import DataError, MissingExtraError, first_line
 from vlm_contextrl.eval.data_roots import source
 from vlm_contextrl.eval.journal import Journal
 from vlm_contextrl.eval.questions import Question
@@ -110,19 +110,25 @@ class RunMemory:
         line = self._journal.find((self._part.name, request.doc_id), prompt_hash)
         return None if line is None else str(line["completion"])
 
-    def keep(self, batch: Sequence[Any]) -> None:
+    def reject(self, request: Any, error: DataError) -> None:
+        line = self._journal.find((self._part.name, request.doc_id), "")
+        if line is None or line["rejected"] != str(error):
+            about = {"part": self._part.name, "doc_id": request.doc_id, "prompt_hash": ""}
+            self._journal.append([{**about, "rejected": str(error)}])
+
+    def keep(self, shown: Sequence[Any], answers: Sequence[Any]) -> None:
         lines = []
-        for answered in batch:
-            question: Question = answered.messages[0]["question"]
-            doc_id = answered.request.doc_id
+        for asked, answer in zip(shown, answers, strict=True):
+            question: Question = asked.messages[0]["question"]
+            doc_id = asked.request.doc_id
             lines.append(
                 {
                     "part": self._part.name,
                     "doc_id": doc_id,
-                    "prompt_hash": answered.prompt_hash,
-                    "completion": answered.answer.text,
-                    "n_tokens": answered.answer.n_tokens,
-                    "truncated": answered.answer.truncated,
+                    "prompt_hash": asked.prompt_hash,
+                    "completion": answer.text,
+                    "n_tokens": answer.n_tokens,
+                    "truncated": answer.truncated,
                     **question_record(question),
                     "picture": self._save_picture(question, doc_id),
                 }
@@ -143,21 +149,13 @@ class RunMemory:
 
 
 def run_task(model: Any, task: Any, limit: int | None) -> None:
-    """Have every row answered; the answers are in the model's memory then."""
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
+    """Have this process's share of the rows answered; the answers are in the model's memory then.
 
-    simple_evaluate(
-        model=model,
-        tasks=[task],
-        task_manager=TaskManager(include_defaults=False),  # indexing 2,000 other tasks takes 20 s
-        batch_size=model.settings.batch_size,
-        limit=limit,
-        log_samples=False,
-        bootstrap_iters=0,
-        process_docs_parallel=1,
-        verbosity="WARNING",
-    )
+    Without the harness's evaluator, which would decode every picture once more and needs all of them to be readable.
+    """
+    task.build_all_requests(limit=limit, rank=model.rank, world_size=model.world_size)
+    model.task_dict[task.config.task] = task.dataset
+    model.generate_until(task.instances)
 
 
 def stock_score(task: Any, stock: Stock, completions: Mapping[int, str]) -> float:

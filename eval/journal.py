@@ -7,13 +7,16 @@ kill has torn is cut off.
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlm_contextrl.appended_lines import append_lines, cut_torn_line, read_lines
+from vlm_contextrl.result_files import write_json
 
+TOTAL_NAME = "total.json"
 Key = tuple[str, int]  # part, number of the row
 
 
@@ -52,6 +55,15 @@ def read_journal(folder: Path) -> Iterator[dict[str, Any]]:
         yield from read_lines(path, "delete the line, its sample is then asked again")
 
 
-def count_answers(folder: Path) -> int:
-    """Answered samples so far, for a progress bar."""
-    return sum(path.read_bytes().count(b"\n") for path in folder.glob("answers.*.jsonl"))
+def expect(folder: Path, samples: int) -> None:
+    """Say how many samples there will be."""
+    write_json(folder / TOTAL_NAME, {"samples": samples})
+
+
+def progress_of(folder: Path) -> tuple[int, int | None]:
+    """Samples done, and of how many (None: not known yet), as another process sees them."""
+    total, probed = folder / TOTAL_NAME, folder / "per_pair.jsonl"
+    done = sum(path.read_bytes().count(b"\n") for path in folder.glob("answers.*.jsonl"))
+    if probed.exists():
+        done += max(0, probed.read_bytes().count(b"\n") - 1)  # less its header
+    return done, json.loads(total.read_text(encoding="utf-8"))["samples"] if total.exists() else None

@@ -15,6 +15,7 @@ import io
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ from vlm_contextrl.prompts import vqa_messages
 NIAH_TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3")
 NEEDLE_TOKENS = 128  # what RULER leaves for the answer
 LONGBENCH = Part("longbench_v2", "", "THUDM/LongBench-v2", None, "train", 503)
+
+
+@dataclass(frozen=True)
+class LongText:
+    """A benchmark of text models. part: its published rows; None: they are generated."""
+
+    title: str
+    licence: str
+    part: Part | None
+
+
+LONG_TEXTS = {
+    "niah": LongText("Needle in a haystack (RULER)", "Apache-2.0", None),
+    "longbench_v2": LongText("LongBench v2", "Apache-2.0", LONGBENCH),
+}
 _LEAD_TOKENS = 64  # what may stand around a generated text: the beginning of the answer
 # RULER's needles and haystacks of these tasks.
 _NIAH = {
@@ -58,7 +74,7 @@ def evaluate_niah(settings: LongContextSettings, folder: Path, *, model: Any = N
     prompts = [prompt for name in NIAH_TASKS for prompt in _niah_prompts(name, settings, model)]
     content = digest({**settings.what_shapes_answers(), "benchmark": "niah"})
     about = {
-        "benchmark": "Needle in a haystack (RULER)",
+        "benchmark": LONG_TEXTS["niah"].title,
         "split": "generated",
         "style": "plain",
         "max_new_tokens": NEEDLE_TOKENS,
@@ -90,7 +106,7 @@ def evaluate_longbench(
         prompts.append(Prompt(LONGBENCH.name, number, text, settings.max_new_tokens, question, groups))
     content = digest({**settings.what_shapes_answers(), "benchmark": "longbench_v2", "data": data})
     about = {
-        "benchmark": "LongBench v2",
+        "benchmark": LONG_TEXTS["longbench_v2"].title,
         "split": LONGBENCH.split,
         "style": settings.style,
         "max_new_tokens": settings.max_new_tokens,

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
+from PIL.Image import DecompressionBombError
 
+from vlm_contextrl.errors import DataError, first_line
 from vlm_contextrl.eval.answering import Answer, answerer
 from vlm_contextrl.eval.settings import EvalSettings
 from vlm_contextrl.ranks import Ranks
@@ -26,13 +28,13 @@ Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A request of the harness with what was shown and what came back."""
+class Shown:
+    """A request of the harness and what the model is shown for it."""
 
     request: Instance
     messages: Messages
+    prompt: Any
     prompt_hash: str
-    answer: Answer
 
 
 class Memory(Protocol):
@@ -41,17 +43,23 @@ class Memory(Protocol):
     def find(self, request: Instance, prompt_hash: str) -> str | None:
         """The completion for this prompt, or None."""
 
-    def keep(self, batch: Sequence[Answered]) -> None: ...
+    def keep(self, shown: Sequence[Shown], answers: Sequence[Answer]) -> None: ...
+
+    def reject(self, request: Instance, error: DataError) -> None:
+        """A row that cannot be asked."""
 
 
 class Forgetful:
-    """Keeps nothing: the harness's own command has a cache of its own."""
+    """Keeps nothing: the harness's own command has a cache of its own. A row that cannot be asked ends it."""
 
     def find(self, request: Instance, prompt_hash: str) -> str | None:
         return None
 
-    def keep(self, batch: Sequence[Answered]) -> None:
+    def keep(self, shown: Sequence[Shown], answers: Sequence[Answer]) -> None:
         pass
+
+    def reject(self, request: Instance, error: DataError) -> None:
+        raise error
 
 
 class ContextRLModel(lmms):  # type: ignore[misc]  # lmms-eval is not annotated
@@ -96,21 +104,31 @@ class ContextRLModel(lmms):  # type: ignore[misc]  # lmms-eval is not annotated
         return results
 
     def _answer(self, batch: Sequence[Instance]) -> list[GenerationResult]:
-        shown = [_messages(self.task_dict, request) for request in batch]
-        prompts = [self.answerer.encode(messages) for messages in shown]
-        hashes = [self.answerer.prompt_hash(prompt) for prompt in prompts]
-        texts = [self.memory.find(request, each) for request, each in zip(batch, hashes, strict=True)]
-        new = [i for i, text in enumerate(texts) if text is None]
+        results = {id(request): GenerationResult("") for request in batch}
+        new: list[Shown] = []
+        for request in batch:
+            try:
+                shown = self._show(request)
+            except DataError as error:
+                self.memory.reject(request, error)
+                continue
+            known = self.memory.find(request, shown.prompt_hash)
+            if known is None:
+                new.append(shown)
+            else:
+                results[id(request)] = GenerationResult(_cut(known, request))
         limit = int(batch[0].args[2].get("max_new_tokens", self.settings.max_new_tokens))
-        answers = self.answerer.answer([prompts[i] for i in new], limit) if new else []
-        self.memory.keep(
-            [Answered(batch[i], shown[i], hashes[i], answer) for i, answer in zip(new, answers, strict=True)]
-        )
-        results = [GenerationResult(_cut(text or "", r)) for text, r in zip(texts, batch, strict=True)]
-        for i, answer in zip(new, answers, strict=True):
-            tokens = TokenCounts(output_tokens=answer.n_tokens)
-            results[i] = GenerationResult(_cut(answer.text, batch[i]), tokens)
-        return results
+        answers = self.answerer.answer([shown.prompt for shown in new], limit) if new else []
+        self.memory.keep(new, answers)
+        for shown, answer in zip(new, answers, strict=True):
+            text = _cut(answer.text, shown.request)
+            results[id(shown.request)] = GenerationResult(text, TokenCounts(output_tokens=answer.n_tokens))
+        return list(results.values())
+
+    def _show(self, request: Instance) -> Shown:
+        messages = _messages(self.task_dict, request)
+        prompt = self.answerer.encode(messages)
+        return Shown(request, messages, prompt, self.answerer.prompt_hash(prompt))
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError("every benchmark here asks for generate_until")
@@ -138,7 +156,11 @@ def _batches(requests: Sequence[Instance], size: int) -> list[list[Instance]]:
 
 def _messages(task_dict: Any, request: Instance) -> Messages:
     _, doc_to_messages, _, doc_id, task, split = request.args
-    messages: Messages = doc_to_messages(task_dict[task][split][doc_id])
+    try:
+        row = task_dict[task][split][doc_id]
+    except (OSError, DecompressionBombError) as error:  # of Pillow
+        raise DataError(f"{task}, row {doc_id}: a picture cannot be read ({first_line(error)})") from error
+    messages: Messages = doc_to_messages(row)
     return messages
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,19 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run. results: the finished benchmarks' result.json, in the order of the registry. failed: reasons by benchmark."""
+    """A run.
+
+    results: the finished benchmarks' result.json, in the order of the registry. probes, long_texts: the same of those. failed: reasons by
+    name.
+    """
 
     name: str
     path: Path
     settings: Mapping[str, Any]
     results: Mapping[str, Mapping[str, Any]]
     failed: Mapping[str, str]
+    probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    long_texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def samples(self, benchmark: str) -> Samples:
         """The samples of a finished benchmark by (part, id), in the order of the file."""
@@ -57,14 +63,17 @@ def read_run(path: Path, name: str = "") -> RunFolder:
             "no such folder" if not path.exists() else "no run.json in it" if path.is_dir() else "is a file"
         )
         raise InputError(f"{path}: {found}, expected the --out folder of `vlm-contextrl eval`")
-    summary = path / "results.json"
-    failed = read_object(summary).get("failed") or {} if summary.exists() else {}
+    summary = read_object(path / "results.json") if (path / "results.json").exists() else {}
+    failed = summary.get("failed") or {}
     results = {
         benchmark: read_object(path / benchmark / "result.json")
         for benchmark in BENCHMARKS
         if benchmark not in failed and (path / benchmark / "result.json").is_file()
     }
-    return RunFolder(name or path.resolve().name, path, read_object(path / "run.json"), results, failed)
+    return RunFolder(
+        name or path.resolve().name, path, read_object(path / "run.json"), results, failed, summary.get("probes") or {},
+        summary.get("long_texts") or {},
+    )  # fmt: skip
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFolder]:
@@ -113,9 +122,9 @@ def _sample(line: str, where: str) -> tuple[Key, Sample]:
         ) from error
     if not isinstance(sample, dict):
         raise DataError(f"{where}: found {type(sample).__name__}, expected a JSON object")
-    for field, kind in _NEEDED.items():
-        if not isinstance(sample.get(field), kind):
-            raise DataError(f"{where}: {field} is {sample.get(field)!r}, expected {_named(kind)}")
+    for name, kind in _NEEDED.items():
+        if not isinstance(sample.get(name), kind):
+            raise DataError(f"{where}: {name} is {sample.get(name)!r}, expected {_named(kind)}")
     return (sample["part"], str(sample["id"])), sample
 
 

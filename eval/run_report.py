@@ -13,6 +13,7 @@ from typing import Any
 
 from vlm_contextrl.chart_parts import MISSING, number
 from vlm_contextrl.eval.interval_chart import Line, Mark, interval_chart
+from vlm_contextrl.eval.other_sections import long_texts_section, probes_section
 from vlm_contextrl.eval.pages import (
     Cells,
     answered,
@@ -52,18 +53,22 @@ def run_page(run: RunFolder, seed: int = 0) -> str:
     detectable = {name: _detectable(of_one) for name, of_one in values.items()}
     together = _detectable(flat, weights)
     sections = [
-        _headline(run, average, together),
+        _headline(run, average, together) if run.results else "",
         _failed(run),
-        _accuracies(run, average),
-        _numbers(run, average, detectable, together),
+        _accuracies(run, average) if run.results else "",
+        _numbers(run, average, detectable, together) if run.results else "",
+        probes_section(run),
+        long_texts_section(run),
         _categories(run),
         _samples(galleries),
         f"<section><h2>Settings</h2>{facts({run.name: {'folder': str(run.path), **run.settings}})}</section>",
     ]
     adapter = f" + {run.settings['adapter']}" if run.settings.get("adapter") else ""
-    lead = (
-        f"{run.settings.get('model')}{adapter}; {len(run.results)} of {len(BENCHMARKS)} benchmarks, {average['n']:,} samples, scored by "
-        f"rules; style {run.settings.get('style')}, answers of at most {run.settings.get('max_new_tokens')} tokens."
+    lead = f"{run.settings.get('model')}{adapter}; {len(run.results)} of {len(BENCHMARKS)} benchmarks" + (
+        f", {average['n']:,} samples, scored by rules; style {run.settings.get('style')}, answers of at most "
+        f"{run.settings.get('max_new_tokens')} tokens."
+        if run.results
+        else "."
     )
     return page(run.name, lead, sections)
 
@@ -113,7 +118,7 @@ def _failed(run: RunFolder) -> str:
     missing = [
         b.title for name, b in BENCHMARKS.items() if name not in run.results and name not in run.failed
     ]
-    if missing:
+    if missing and run.results:
         said.append(f"not run: {', '.join(missing)}")
     if not said:
         return ""
@@ -178,7 +183,7 @@ def _numbers(
             (
                 (result["benchmark"], f"split {result['split']}"),
                 (percent(result["accuracy"]), interval(result["accuracy"])),
-                f"{result['accuracy']['n']:,}",
+                (f"{result['accuracy']['n']:,}", _rejects(result)),
                 (MISSING, no_stock)
                 if stock is None
                 else (f"{number(100 * stock, 1)}%", str(result["stock_metric"])),
@@ -202,6 +207,10 @@ def _numbers(
         "samples are not paired. A smaller one is not to be read as a gain; the paired comparison of two runs (compare) needs less."
     )
     return f'<section><h2>Numbers</h2><p class="note">{note}</p>{table(headers, rows)}</section>'
+
+
+def _rejects(result: Mapping[str, Any]) -> str:
+    return f"and {result['rejects']:,} rejected rows" if result.get("rejects") else ""
 
 
 def _categories(run: RunFolder) -> str:

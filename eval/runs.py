@@ -1,11 +1,13 @@
-"""A run: one model over many benchmarks, one process per benchmark, everything on disk as it comes.
+"""A run: one model over many benchmarks, probes and long texts, one process for each, everything on disk as it comes.
 
     RUN/run.json              settings, versions, content hashes of weights
     RUN/NAME/answers.R.jsonl  answers of process R, one line per sample, appended
     RUN/NAME/samples.jsonl    the same, scored, when the benchmark is finished
+    RUN/NAME/rejects.jsonl    rows that cannot be asked, with the reason
     RUN/NAME/result.json      its accuracies
     RUN/NAME/log.txt          what its process printed
-    RUN/results.json          all benchmarks, and those that failed with the reason
+    RUN/results.json          all that is finished, and what failed with the reason
+    RUN/report.html           the same to look at
 
 The same command again goes on: a benchmark that is finished is not started, an answer that is on disk is not asked for.
 """
@@ -16,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -24,58 +26,65 @@ from typing import Any
 
 from vlm_contextrl import __version__
 from vlm_contextrl.errors import ConfigError, InputError
-from vlm_contextrl.eval.journal import count_answers
-from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
+from vlm_contextrl.eval.asked import Asked
+from vlm_contextrl.eval.journal import progress_of
+from vlm_contextrl.eval.long_context import LONG_TEXTS
+from vlm_contextrl.eval.registry import BENCHMARKS
 from vlm_contextrl.eval.run_folders import read_object, read_samples
+from vlm_contextrl.eval.run_report import write_run_report
 from vlm_contextrl.eval.scoring import equal_weights, groups, mean_of_groups
 from vlm_contextrl.eval.settings import EvalSettings
 from vlm_contextrl.eval.weights import weights_hash
-from vlm_contextrl.eval.worker import TOTAL_FILE, Job
+from vlm_contextrl.eval.worker import Job
 from vlm_contextrl.result_files import write_json
 
 POLL_S = 0.5
-Progress = Callable[[Benchmark, int, int | None], None]  # answered samples, of how many (None: not known yet)
-
-
-def chosen(names: str) -> list[Benchmark]:
-    """The benchmarks of a comma-separated list, or all. Raises ConfigError for a name that is none."""
-    if names == "all":
-        return list(BENCHMARKS.values())
-    asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    for name in asked:
-        if name not in BENCHMARKS:
-            raise ConfigError(f"--benchmarks: {name!r} is none of {', '.join(BENCHMARKS)}, all")
-    if not asked:
-        raise ConfigError("--benchmarks: no name given; expected all, or names with commas between")
-    return [BENCHMARKS[name] for name in asked]
+REPORT_NAME = "report.html"
+Progress = Callable[[Asked, int, int | None], None]  # answered samples, of how many (None: not known yet)
 
 
 def evaluate(
-    benchmarks: Sequence[Benchmark],
+    everything: Sequence[Asked],
     settings: EvalSettings,
     out: Path,
     *,
     processes: int = 1,
-    progress: Progress = lambda benchmark, done, total: None,
+    progress: Progress = lambda asked, done, total: None,
 ) -> dict[str, Any]:
-    """Run what is not finished yet and write `results.json`. A benchmark that fails is named there; the others run.
+    """Run what is not finished yet and write `results.json`. What fails is named there; the others run.
 
-    processes: per benchmark, data parallel, started by torchrun. Raises ConfigError when `out` holds a run of another model.
+    processes: per benchmark, data parallel, started by torchrun; probes and long texts take one. Raises ConfigError when `out` holds a run
+    of another model, and for a stand-in that is asked for more than benchmarks.
     """
+    _check(everything, settings)
     weights = _weights(settings)
     out.mkdir(parents=True, exist_ok=True)
     _same_run(out, settings, weights)
     failed: dict[str, str] = {}
     results: dict[str, Any] = {}
-    for benchmark in benchmarks:
+    for asked in everything:
         job = Job(
-            benchmark.name, str(out / benchmark.name), settings.model_dump(mode="json"), weights, os.getpid()
-        )
-        reason = _run(job, benchmark, processes, progress)
+            asked.name, str(out / asked.name), settings.model_dump(mode="json"), weights, asked.kind, asked.source, os.getpid()
+        )  # fmt: skip
+        reason = _run(job, asked, processes if asked.kind == "benchmark" else 1, progress)
         if reason:
-            failed[benchmark.name] = reason
-        results = _write_results(out, settings, benchmarks, failed)
+            failed[asked.name] = reason
+        results = _write_results(out, settings, failed)
+    write_run_report(out, out / REPORT_NAME)
     return results
+
+
+def _check(everything: Sequence[Asked], settings: EvalSettings) -> None:
+    kinds = {asked.kind for asked in everything}
+    others = [asked.name for asked in everything if asked.kind != "benchmark"]
+    if settings.is_stand_in and others:
+        raise ConfigError(
+            f"model: {settings.model} answers the benchmarks' questions only; leave out {', '.join(others)}"
+        )
+    if "long_text" in kinds and len(kinds) > 1:
+        raise ConfigError(
+            "--benchmarks: niah and longbench_v2 are for text models, the others for vision-language models; run them apart"
+        )
 
 
 def _weights(settings: EvalSettings) -> dict[str, str | None]:
@@ -109,8 +118,8 @@ def _same_run(out: Path, settings: EvalSettings, weights: dict[str, str | None])
     write_json(path, record)
 
 
-def _run(job: Job, benchmark: Benchmark, processes: int, progress: Progress) -> str | None:
-    """Start the benchmark's process and wait. Returns why it failed, or None."""
+def _run(job: Job, asked: Asked, processes: int, progress: Progress) -> str | None:
+    """Start its process and wait. Returns why it failed, or None."""
     folder = Path(job.folder)
     folder.mkdir(exist_ok=True)
     write_json(folder / "job.json", asdict(job))
@@ -121,20 +130,14 @@ def _run(job: Job, benchmark: Benchmark, processes: int, progress: Progress) -> 
         process = subprocess.Popen([sys.executable, *worker], stdout=log, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
-                progress(benchmark, *_progress(folder))
+                progress(asked, *progress_of(folder))
                 time.sleep(POLL_S)
         except BaseException:
             process.kill()
             process.wait()
             raise
-    progress(benchmark, *_progress(folder))
+    progress(asked, *progress_of(folder))
     return None if process.returncode == 0 else _reason(folder / "log.txt", process.returncode)
-
-
-def _progress(folder: Path) -> tuple[int, int | None]:
-    path = folder / TOTAL_FILE
-    total = read_object(path)["samples"] if path.exists() else None
-    return count_answers(folder), total
 
 
 def _reason(log: Path, status: int) -> str:
@@ -146,24 +149,26 @@ def _reason(log: Path, status: int) -> str:
     return f"its process ended with status {status}: {last}; all of it is in {log}"
 
 
-def _write_results(
-    out: Path, settings: EvalSettings, benchmarks: Sequence[Benchmark], failed: dict[str, str]
-) -> dict[str, Any]:
-    finished, values = {}, []
-    for benchmark in benchmarks:
-        path = out / benchmark.name / "result.json"
-        if benchmark.name not in failed and path.exists():
-            finished[benchmark.name] = read_object(path)
-            values.append(groups(benchmark, read_samples(path.parent / "samples.jsonl").values()))
+def _write_results(out: Path, settings: EvalSettings, failed: Mapping[str, str]) -> dict[str, Any]:
+    """Of all that is finished in the folder, by this command or an earlier one."""
+    finished = {
+        path.parent.name: read_object(path)
+        for path in sorted(out.glob("*/result.json"))
+        if path.parent.name not in failed
+    }
+    benchmarks = [benchmark for benchmark in BENCHMARKS.values() if benchmark.name in finished]
+    values = [groups(b, read_samples(out / b.name / "samples.jsonl").values()) for b in benchmarks]
     results = {
         "model": settings.model,
         "adapter": settings.adapter,
         "style": settings.style,
         "max_new_tokens": settings.max_new_tokens,
         "limit": settings.limit,
-        "benchmarks": finished,
+        "benchmarks": {benchmark.name: finished[benchmark.name] for benchmark in benchmarks},
         "average": mean_of_groups(*equal_weights(values)),
-        "failed": failed,
+        "probes": {name: result for name, result in finished.items() if "selection_accuracy" in result},
+        "long_texts": {name: finished[name] for name in LONG_TEXTS if name in finished},
+        "failed": dict(failed),
     }
     write_json(out / "results.json", results)
     return results

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_contextrl.answers import extract_answer
-from vlm_contextrl.errors import ConfigError, ContextRLError
+from vlm_contextrl.errors import ConfigError
 from vlm_contextrl.eval.selection_records import PairJournal, Record, measures, pair_digest
 from vlm_contextrl.eval.selection_sets import SELECTION_SETS, read_selection_set
 from vlm_contextrl.eval.settings import digest
@@ -32,53 +32,10 @@ from vlm_contextrl.rollout import sample
 from vlm_contextrl.storage import read_pairs
 
 Mode = Literal["logits", "generation"]
-Progress = Callable[[str, int, int], None]  # name of the probe, pairs done, pairs in all
+Progress = Callable[[int, int], None]  # pairs done, pairs in all
 
 MAX_NEW_TOKENS = 16  # a bare letter is asked for
 BUDGET_TOKENS = 16384  # of one forward or prefill
-
-
-def run_probes(
-    policy: Policy,
-    names: Sequence[str],
-    *,
-    out: Path,
-    content: Mapping[str, Any],
-    mode: Mode = "logits",
-    data_root: Path | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_pairs: int = 16,
-    progress: Progress = lambda name, done, total: None,
-) -> dict[str, Any]:
-    """Probe every set into `out/NAME`: {"probes": {NAME: result}, "failed": {NAME: reason}}. One that fails is named, the others run.
-
-    names: published sets (`SELECTION_SETS`) and folders of pairs. Raises ConfigError when two names would write to one folder; the other
-    arguments are those of `run_selection`.
-    """
-    asked: dict[str, str] = {}
-    for name in dict.fromkeys(names):
-        twin = asked.setdefault(probe_name(name), name)
-        if twin != name:
-            raise ConfigError(
-                f"--probes: {twin} and {name} would both be written to {out / probe_name(name)}; rename one of the folders"
-            )
-    results: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    for short, name in asked.items():
-        try:
-            results[short] = run_selection(
-                name, policy, out=out / short, content=content, mode=mode, data_root=data_root, limit=limit,
-                max_new_tokens=max_new_tokens, batch_pairs=batch_pairs, progress=progress,
-            )  # fmt: skip
-        except ContextRLError as error:
-            failed[short] = str(error)
-    return {"probes": results, "failed": failed}
-
-
-def probe_name(name: str) -> str:
-    """A published set's name, else the last part of a folder's path."""
-    return name if name in SELECTION_SETS else Path(name).resolve().name
 
 
 def run_selection(
@@ -92,7 +49,7 @@ def run_selection(
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_pairs: int = 16,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Ask a model which of two contexts supports an answer, for every pair of a set. The result is also in `out/result.json`.
 
@@ -101,7 +58,7 @@ def run_selection(
     max_new_tokens: of a reply, by generation. batch_pairs: asked together and then written. Raises ConfigError when `out` holds answers
     of another `content` or mode, DataError for a set that cannot be read or has no pair.
     """
-    short, chosen = probe_name(name), SELECTION_SETS.get(name)
+    chosen = SELECTION_SETS.get(name)
     pairs, rejects = _pairs(name, data_root, limit)
     settings = {"mode": mode, "max_new_tokens": max_new_tokens if mode == "generation" else None}
     header = {**settings, "content": digest(dict(content))}
@@ -109,6 +66,7 @@ def run_selection(
     digests: dict[str, str] = {}
     licences: set[str] = set()
     records: list[Record] = []
+    progress(0, len(pairs))
     for start in range(0, len(pairs), batch_pairs):
         batch = pairs[start : start + batch_pairs]
         digests |= {pair.id: pair_digest(pair) for pair in batch}
@@ -124,12 +82,12 @@ def run_selection(
             record = journal.find(pair.id, digests[pair.id])
             assert record is not None, pair.id
             records.append(record)
-        progress(short, len(records), len(pairs))
+        progress(len(records), len(pairs))
     result = {
         **{key: content.get(key) for key in ("model", "adapter", "dtype")},
         "device": policy.device.type,
         "pairs": chosen.part.dataset if chosen else name,
-        "set": chosen.title if chosen else short,
+        "set": chosen.title if chosen else Path(name).resolve().name,
         "split": chosen.part.split if chosen else None,
         "licence": ", ".join(sorted(licences)),
         **settings,
@@ -152,7 +110,7 @@ def _pairs(
         published = read_selection_set(SELECTION_SETS[name], data_root, limit)
         return published, published.rejects
     if not Path(name).exists():
-        raise ConfigError(f"--probes: {name!r} is no dataset folder and none of {', '.join(SELECTION_SETS)}")
+        raise ConfigError(f"{name!r} is no dataset folder and none of {', '.join(SELECTION_SETS)}")
     pairs = read_pairs(Path(name))
     return pairs if limit is None else pairs[:limit], getattr(pairs, "rejects", ())
 

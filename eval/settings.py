@@ -35,6 +35,13 @@ class EvalSettings(Record):
     batch_size: int = Field(8, ge=1, description="questions answered together; does not change the answers")
     data_root: Path | None = Field(None, description="local data instead of the hub")
     limit: int | None = Field(None, ge=1, description="the first N samples of each task")
+    probe_mode: Literal["logits", "generation"] = Field(
+        "logits",
+        description="selection probes: compare the logits of the options, or read the letter of a reply",
+    )
+    niah_lengths: tuple[int, ...] = Field(
+        (4096, 8192, 16384, 32768), min_length=1, description="niah: tokens per prompt, answer included"
+    )
     judge: JudgeSettings | None = Field(None, description="judge of open answers that rules find wrong")
 
     @model_validator(mode="after")
@@ -66,8 +73,17 @@ class EvalSettings(Record):
         )  # fmt: skip
 
     def what_shapes_answers(self) -> dict[str, Any]:
-        """The settings that another answer could come from. Batch size and limit are not among them."""
-        left_out = {"batch_size", "data_root", "limit", "model", "adapter", "judge"}
+        """The settings that another answer could come from. Batch size and limit are not among them, nor what only probes or texts use."""
+        left_out = {
+            "batch_size",
+            "data_root",
+            "limit",
+            "model",
+            "adapter",
+            "judge",
+            "probe_mode",
+            "niah_lengths",
+        }
         return self.model_dump(mode="json", exclude=left_out)
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from vlm_contextrl.config import Record
 from vlm_contextrl.errors import ConfigError, MissingExtraError, first_line
-from vlm_contextrl.eval.journal import Journal, read_journal
+from vlm_contextrl.eval.journal import Journal, expect, read_journal
 from vlm_contextrl.eval.questions import Question, Verdict, judge_by_rules
 from vlm_contextrl.eval.scoring import question_record
 from vlm_contextrl.eval.settings import digest
@@ -110,6 +110,7 @@ def evaluate(
     content: str,
 ) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
+    expect(folder, len(prompts))
     journal = Journal(folder, 0)
     # A hash of everything that shapes an answer: answers of another model in the same folder are not found.
     hashes = {(p.part, p.number): digest([content, p.text]) for p in prompts}

@@ -1,7 +1,6 @@
-"""One benchmark in a process of its own: `python -m vlm_contextrl.eval.worker JOB.json`, or the same under torchrun.
+"""One benchmark, probe or long text in a process of its own: `python -m vlm_contextrl.eval.worker JOB.json`, or the same under torchrun.
 
-The harness hands all requests of a task to the model at once and keeps its own cache only afterwards; here every batch is on disk before
-the next one starts (`journal.py`), and a crash takes one benchmark with it, not the run.
+A crash takes one of them with it, not the run.
 """
 
 from __future__ import annotations
@@ -10,165 +9,77 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_contextrl.errors import ConfigError, ContextRLError
-from vlm_contextrl.eval import harness
-from vlm_contextrl.eval.data_roots import fingerprint
-from vlm_contextrl.eval.journal import Key, opened_journal, read_journal
-from vlm_contextrl.eval.judge import Judge
-from vlm_contextrl.eval.questions import judge_by_rules
-from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
+from vlm_contextrl.errors import ContextRLError
+from vlm_contextrl.eval.asked import Kind
+from vlm_contextrl.eval.benchmark_run import run_benchmark
+from vlm_contextrl.eval.journal import expect
+from vlm_contextrl.eval.registry import BENCHMARKS
 from vlm_contextrl.eval.run_folders import read_object
-from vlm_contextrl.eval.scoring import measures, recorded_question, scored_samples
-from vlm_contextrl.eval.settings import EvalSettings, digest
-from vlm_contextrl.result_files import write_json, write_jsonl
-
-TOTAL_FILE = "total.json"
+from vlm_contextrl.eval.settings import EvalSettings
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does. weights: content hashes of model and adapter."""
+    """What one process does (kind, name and source: as in `Asked`). weights: content hashes of model and adapter."""
 
-    benchmark: str
+    name: str
     folder: str
     settings: dict[str, Any]
     weights: dict[str, str | None]
+    kind: Kind = "benchmark"
+    source: str = ""
     parent: int | None = None  # the process that started the run; without it there is nothing left to do
 
 
 def work(job: Job) -> None:
-    """Answer what is not answered yet, score all of it, write `samples.jsonl` and then `result.json`."""
-    benchmark, folder = BENCHMARKS[job.benchmark], Path(job.folder)
-    settings = EvalSettings.model_validate(job.settings)
-    content = _content(benchmark, settings, job.weights)
-    _same_content(folder, content)
-    if _is_finished(folder, digest(content), settings):
-        return
-    harness.prepare_imports(offline=settings.data_root is not None)
-    from vlm_contextrl.eval.model import ContextRLModel
-
-    tasks = {part.name: harness.build_task(benchmark, part, settings) for part in benchmark.parts}
-    wanted = [(name, i) for name, task in tasks.items() for i in range(_n_rows(task, settings.limit))]
-    model = ContextRLModel(settings.model, **settings.model_dump(exclude={"model"}))
-    with opened_journal(folder, model.ranks.rank) as journal:
-        if model.ranks.is_first:
-            write_json(folder / "content.json", content)
-            write_json(folder / TOTAL_FILE, {"samples": len(wanted)})
-        for part in benchmark.parts:
-            model.memory = harness.RunMemory(journal, part)
-            harness.run_task(model, tasks[part.name], settings.limit)
-    model.ranks.wait()
-    if model.ranks.is_first:
-        _finish(benchmark, folder, settings, tasks, wanted, digest(content))
-    model.ranks.leave()
+    """Do what is not done yet; at the end `result.json` is in the job's folder."""
+    _WAYS[job.kind](job, EvalSettings.model_validate(job.settings), Path(job.folder))
 
 
-def _n_rows(task: Any, limit: int | None) -> int:
-    rows = len(task.test_docs())
-    return min(rows, limit or rows)
+def _benchmark(job: Job, settings: EvalSettings, folder: Path) -> None:
+    run_benchmark(BENCHMARKS[job.name], folder, settings, job.weights)
 
 
-def _finish(
-    benchmark: Benchmark,
-    folder: Path,
-    settings: EvalSettings,
-    tasks: dict[str, Any],
-    wanted: list[Key],
-    content_hash: str,
-) -> None:
-    answered = {(line["part"], line["doc_id"]): line for line in read_journal(folder)}
-    missing = [key for key in wanted if key not in answered]
-    assert not missing, f"{len(missing)} samples without an answer, first {missing[0]}"
-    lines, scorer = _unique_ids([answered[key] for key in wanted]), judge_by_rules
-    if settings.judge:
-        judge = Judge(settings.judge, benchmark.name, folder)
-        judge.ask_ahead((recorded_question(line), line["completion"]) for line in lines)
-        scorer = judge.score
-    samples = scored_samples(lines, scorer)
-    write_jsonl(folder / "samples.jsonl", samples)
-    stock, stock_error = _stock(benchmark, tasks, samples)
-    result = {
-        **measures(benchmark, samples),
-        "stock": stock,
-        "stock_metric": benchmark.stock.metric if benchmark.stock else None,
-        "stock_error": stock_error,
-        "benchmark": benchmark.title,
-        "split": benchmark.split,
-        "style": settings.style,
-        "max_new_tokens": settings.max_new_tokens,
-        "limit": settings.limit,
-        "judge": settings.judge.model if settings.judge else None,
-        "content_hash": content_hash,
-    }
-    write_json(folder / "result.json", result)
+def _probe(job: Job, settings: EvalSettings, folder: Path) -> None:
+    from vlm_contextrl.eval.answering import load_model
+    from vlm_contextrl.eval.selection import run_selection
+    from vlm_contextrl.ranks import Ranks
+
+    content = {**settings.model_dump(mode="json", include={"model", "adapter", "dtype"})}
+    run_selection(
+        job.source, load_model(settings, Ranks.join().device), out=folder, mode=settings.probe_mode,
+        content={**content, **settings.what_shapes_answers(), "weights": job.weights}, data_root=settings.data_root,
+        limit=settings.limit, batch_pairs=settings.batch_size, progress=lambda done, total: expect(folder, total),
+    )  # fmt: skip
 
 
-def _unique_ids(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that a published set holds twice share an id; the later ones get the number of their row."""
-    seen: set[tuple[str, str]] = set()
-    unique = []
-    for line in lines:
-        key = (line["part"], line["id"])
-        unique.append({**line, "id": f"{line['id']}~{line['doc_id']}"} if key in seen else line)
-        seen.add(key)
-    return unique
+def _long_text(job: Job, settings: EvalSettings, folder: Path) -> None:
+    from vlm_contextrl.eval.long_context import evaluate_longbench, evaluate_niah
+    from vlm_contextrl.eval.text_answers import LongContextSettings
+    from vlm_contextrl.ranks import Ranks
+
+    text = LongContextSettings(
+        model=settings.model, adapter=settings.adapter, dtype=settings.dtype, device=str(Ranks.join().device),
+        batch_size=settings.batch_size, lengths=settings.niah_lengths, style=settings.style,
+        max_new_tokens=settings.max_new_tokens, limit=settings.limit,
+        **({"samples": settings.limit} if settings.limit else {}),
+    )  # fmt: skip
+    if job.name == "niah":
+        evaluate_niah(text, folder)
+    else:
+        evaluate_longbench(text, settings.data_root, folder)
 
 
-def _stock(
-    benchmark: Benchmark, tasks: dict[str, Any], samples: list[dict[str, Any]]
-) -> tuple[float | None, str | None]:
-    """The harness's metric: over all samples, or the mean over parts as ours is."""
-    if benchmark.stock is None:
-        return None, "its scorer asks a judge model"
-    scores = []
-    try:
-        for name, task in tasks.items():
-            completions = {s["doc_id"]: s["completion"] for s in samples if s["part"] == name}
-            scores.append((len(completions), harness.stock_score(task, benchmark.stock, completions)))
-    except harness.StockScorerError as error:
-        return None, str(error)
-    weights = [n if benchmark.pooled else 1 for n, _ in scores]
-    return sum(w * score for w, (_, score) in zip(weights, scores, strict=True)) / sum(weights), None
-
-
-def _content(benchmark: Benchmark, settings: EvalSettings, weights: dict[str, str | None]) -> dict[str, Any]:
-    """Everything that answers depend on."""
-    return {
-        **settings.what_shapes_answers(),
-        "weights": weights,
-        "data": {part.name: fingerprint(part, settings.data_root) for part in benchmark.parts},
-    }
-
-
-def _same_content(folder: Path, content: dict[str, Any]) -> None:
-    path = folder / "content.json"
-    if not path.exists():
-        return
-    before = read_object(path)
-    changed = [key for key in content if before.get(key) != content[key]]
-    if changed:
-        key = changed[0]
-        found = (
-            f"{key} was {before.get(key)!r} and is {content[key]!r}"
-            if key not in ("weights", "data")
-            else f"other {key} than before"
-        )
-        raise ConfigError(
-            f"{folder}: holds answers made otherwise ({found}); name another --out, or delete the folder"
-        )
-
-
-def _is_finished(folder: Path, content_hash: str, settings: EvalSettings) -> bool:
-    path = folder / "result.json"
-    if not path.exists():
-        return False
-    result = read_object(path)
-    judge = settings.judge.model if settings.judge else None
-    return (result["content_hash"], result["limit"], result["judge"]) == (content_hash, settings.limit, judge)
+_WAYS: dict[Kind, Callable[[Job, EvalSettings, Path], None]] = {
+    "benchmark": _benchmark,
+    "probe": _probe,
+    "long_text": _long_text,
+}
 
 
 def _end_with(parent: int) -> None:

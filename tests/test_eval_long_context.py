@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -249,3 +251,22 @@ def test_a_model_with_and_without_adapter(model_folder: Path, longbench_root: Pa
         lines = (folder / "longbench_v2/samples.jsonl").read_text().splitlines()
         completions.append([json.loads(line)["completion"] for line in lines])
     assert completions[0] != completions[1]
+
+
+@pytest.mark.slow
+def test_by_the_command(model_folder: Path, longbench_root: Path, tmp_path: Path) -> None:
+    """Both benchmarks in processes of their own; two prompts for each of three tasks, two documents."""
+    subprocess.run(
+        [
+            sys.executable, "-m", "vlm_contextrl", "eval", "--model", str(model_folder), "--benchmarks", "niah,longbench_v2",
+            "--data-root", str(longbench_root), "--out", str(tmp_path / "out"), "--niah-lengths", "1024", "--limit", "2",
+            "--max-new-tokens", "8", "--batch-size", "2",
+        ],
+        check=True,
+    )  # fmt: skip
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert {name: found["accuracy"]["n"] for name, found in results["long_texts"].items()} == {
+        "niah": 6,
+        "longbench_v2": 2,
+    }
+    assert "Long texts" in (tmp_path / "out/report.html").read_text()

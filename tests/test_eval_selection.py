@@ -17,7 +17,7 @@ from vlm_contextrl import intervals
 from vlm_contextrl.config import ModelSettings
 from vlm_contextrl.errors import ConfigError, DataError
 from vlm_contextrl.eval import selection
-from vlm_contextrl.eval.selection import Mode, run_probes, run_selection
+from vlm_contextrl.eval.selection import Mode, run_selection
 from vlm_contextrl.eval.selection_fixtures import write_selection_fixtures
 from vlm_contextrl.eval.selection_records import PairJournal, measures
 from vlm_contextrl.eval.selection_sets import SELECTION_SETS
@@ -265,11 +265,11 @@ def test_a_kill_costs_no_pair(
     assert len(file.read_text().splitlines()) == 1 + 2
     if torn:
         file.write_bytes(file.read_bytes() + b'{"id": "p2", "dom')
-    steps: list[tuple[str, int, int]] = []
+    steps: list[tuple[int, int]] = []
     policy = Scripted(processor, right)
     found = ask(policy, folder, tmp_path / "out", **settings, progress=lambda *step: steps.append(step))
     assert len(policy.asked) == 4 + 6 + 4
-    assert steps == [("my_pairs", 2, 5), ("my_pairs", 4, 5), ("my_pairs", 5, 5)]
+    assert steps == [(0, 5), (2, 5), (4, 5), (5, 5)]
     ids = [json.loads(line)["id"] for line in file.read_text().splitlines()[1:]]
     assert ids == ["p0", "p1", "p2", "p3", "p4"]
     assert found == ask(Scripted(processor, right), folder, tmp_path / "whole", **settings)
@@ -328,59 +328,44 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def probes(policy: Any, names: Sequence[str], out: Path, root: Path, mode: Mode = "logits") -> dict[str, Any]:
-    return run_probes(policy, names, out=out, content=CONTENT, mode=mode, data_root=root)
-
-
-def test_one_that_cannot_be_had_does_not_stop_the_others(
-    processor: Processor, folder: str, tmp_path: Path, root: Path
-) -> None:
-    policy = Scripted(processor, lambda prompt: "A")
-    found = probes(policy, ["hallusionbench", "nothing", folder], tmp_path / "out", root)
-    assert list(found["probes"]) == ["hallusionbench", "my_pairs"]
-    assert found["failed"] == {
-        "nothing": "--probes: 'nothing' is no dataset folder and none of naturalbench, vismin, hallusionbench, mmvp"
-    }
-    result = found["probes"]["hallusionbench"]
+def test_a_published_set_with_rejects(processor: Processor, tmp_path: Path, root: Path) -> None:
+    result = ask(Scripted(processor, lambda prompt: "A"), "hallusionbench", tmp_path / "out", data_root=root)
     told = {key: result[key] for key in ("pairs", "set", "split", "licence", "inputs", "rejects")}
     assert told == {
         "pairs": "lmms-lab-encoder/HallusionBench", "set": "HallusionBench (visual dependent)", "split": "image",
         "licence": "BSD-3-Clause", "inputs": 17, "rejects": {"pairs": 9},
     }  # fmt: skip
-    assert len((tmp_path / "out/hallusionbench/rejects.jsonl").read_text().splitlines()) == 9
-    missing = probes(policy, ["mmvp"], tmp_path / "none", tmp_path / "nowhere")
-    assert "lmms-lab-eval/MMVP" in missing["failed"]["mmvp"]
+    assert len((tmp_path / "out/rejects.jsonl").read_text().splitlines()) == 9
 
 
-def test_two_sets_of_one_name(processor: Processor, folder: str, tmp_path: Path, root: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="other/my_pairs would both be written to .*out/my_pairs; rename one"
-    ):
-        probes(Scripted(processor, str), [folder, "other/my_pairs"], tmp_path / "out", root)
+def test_sets_that_cannot_be_had(processor: Processor, tmp_path: Path) -> None:
+    policy = Scripted(processor, lambda prompt: "A")
+    with pytest.raises(DataError, match="lmms-lab-eval/MMVP"):
+        ask(policy, "mmvp", tmp_path / "out", data_root=tmp_path / "nowhere")
+    expected = "'nothing' is no dataset folder and none of naturalbench, vismin, hallusionbench, mmvp"
+    with pytest.raises(ConfigError, match=expected):
+        ask(policy, "nothing", tmp_path / "out")
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["mmvp", "vismin"])
 def test_published_sets_and_a_model(
-    qwen_folders: dict[str, Path], tmp_path: Path, root: Path, mode: Mode
+    qwen_folders: dict[str, Path], tmp_path: Path, root: Path, name: str, mode: Mode
 ) -> None:
     """A random model, whose replies are bytes: by logits the control is one half, by generation none is a letter."""
     policy = tiny_policy(qwen_folders["qwen3_vl"], trainable=False)
-    found = probes(policy, ["mmvp", "vismin"], tmp_path / "out", root, mode)
-    assert not found["failed"]
-    for result in found["probes"].values():
-        assert result["selection_accuracy"]["n"] == 4
-        assert result["same_image_control"]["value"] == (0.5 if mode == "logits" else 0.0)
+    result = ask(policy, name, tmp_path / "out", mode, data_root=root)
+    assert result["selection_accuracy"]["n"] == 4
+    assert result["same_image_control"]["value"] == (0.5 if mode == "logits" else 0.0)
 
 
 def test_tinyvl_on_all_sets(tmp_path: Path, root: Path) -> None:
-    """TinyVL never learned to select: no pair is right in both orders and both directions; its replies name no letter."""
+    """Where both images are the context it is right once of two, or cannot be read."""
     policy = load_policy(ModelSettings(path="tinyvl"), trainable=False)
+    n_pairs = {"naturalbench": 8, "vismin": 4, "hallusionbench": 8, "mmvp": 4}
     for mode in MODES:
-        found = probes(policy, list(SELECTION_SETS), tmp_path / mode, root, mode)
-        assert not found["failed"]
-        assert {name: r["selection_accuracy"]["n"] for name, r in found["probes"].items()} == {
-            "naturalbench": 8, "vismin": 4, "hallusionbench": 8, "mmvp": 4,
-        }  # fmt: skip
-        for result in found["probes"].values():
+        for name in SELECTION_SETS:
+            result = ask(policy, name, tmp_path / mode / name, mode, data_root=root)
+            assert result["selection_accuracy"]["n"] == n_pairs[name]
             readable = 1 - (result["unreadable"]["value"] or 0.0)
             assert result["same_image_control"]["value"] == 0.5 * readable
