@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 from vlm_contextrl import __version__
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import Sieve, find_foreign, nothing_usable, usable_rows
+from vlm_contextrl.foreign_rows import NoUsableRowError, Sieve, usable_rows
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow, Row
-from vlm_contextrl.storage import MANIFEST_NAME, content_hash, read_manifest, read_pairs, read_questions
+from vlm_contextrl.storage import content_hash, foreign_files, read_manifest, read_pairs, read_questions
 
 RowT = TypeVar("RowT", bound=Row)
 
@@ -26,39 +26,45 @@ class Input(Generic[RowT]):
 
 
 def question_input(path: Path, licence: str = "") -> Input[QuestionRow]:
-    """Questions in any format that `read_questions` takes; licence: for rows that name none."""
-    rows = read_questions(path, licence=licence)
-    return Input(rows, list(getattr(rows, "rejects", ())), content_hash(path))
+    """Questions in any format that `read_questions` takes; licence: for rows that name none. Pairs beside them are refused."""
+    return _input(read_questions(path, licence=licence), path)
 
 
 def pair_input(path: Path, licence: str = "") -> Input[ContrastivePair]:
-    """Pairs in any format that `read_pairs` takes."""
-    rows = read_pairs(path, licence=licence)
-    return Input(rows, list(getattr(rows, "rejects", ())), content_hash(path))
+    """Pairs in any format that `read_pairs` takes. Questions beside them are refused."""
+    return _input(read_pairs(path, licence=licence), path)
 
 
 def row_input(path: Path, licence: str = "") -> Input[Any]:
-    """Pairs or questions, whichever `path` holds; DataError when a foreign file holds both, or neither."""
-    if (path / MANIFEST_NAME).is_file():
+    """Pairs or questions, whichever `path` holds; DataError when a foreign file holds usable rows of both, or of neither.
+
+    refused: rows of either kind, each with what is wrong with it.
+    """
+    if not (files := foreign_files(path)):
         return pair_input(path) if read_manifest(path).kind == "pairs" else question_input(path)
-    found: list[Input[Any]] = []
-    problems: list[DataError] = []
-    files = find_foreign(path)
-    for read in (question_input, pair_input) if files else (question_input,):
+    found: list[Sequence[Any]] = []
+    refused: list[tuple[str, str]] = []
+    for read in (read_questions, read_pairs):
         try:
-            found.append(read(path, licence))
-        except DataError as error:
-            problems.append(error)
-    if not found and files:
+            rows: Any = read(path, licence=licence)
+            found.append(rows)
+            refused += rows.rejects
+        except NoUsableRowError as error:
+            refused += error.rejects
+    if not found:
         sieve = Sieve()  # of the kind of the first row, whose problem is the one to tell
         list(usable_rows(files, sieve, licence=licence))
-        raise nothing_usable(files, sieve)
-    if not found:
-        raise problems[0]
+        raise NoUsableRowError(files, sieve)
     if len(found) == 2:
-        counts = f"{len(found[0].rows)} questions and {len(found[1].rows)} pairs"
+        counts = f"{len(found[0])} questions and {len(found[1])} pairs"
         raise DataError(f"{path}: holds {counts}, expected rows of one kind; give them in two folders")
-    return found[0]
+    # A row of no kind is refused by either reader, in the same words: they name its line.
+    return Input(found[0], list(dict.fromkeys(refused)), content_hash(path))
+
+
+def _input(rows: Sequence[RowT], path: Path) -> Input[RowT]:
+    refused = [reject for name in ("rejects", "others") for reject in getattr(rows, name, ())]
+    return Input(rows, refused, content_hash(path))
 
 
 def provenance(*rows: Row, **made: Any) -> dict[str, Any]:

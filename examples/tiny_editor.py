@@ -1,13 +1,14 @@
 """Train a tiny editing model on one CPU core, for trying `pairs edit` without a download.
 
-    python examples/tiny_editor.py --out my/tiny_editor --minutes 15
+    python examples/tiny_editor.py --out my/tiny_editor --minutes 18
 
 InstructPix2Pix (arXiv 2211.09800) in the ordinary folder of diffusers, so `vlm-contextrl pairs edit ... editor.path=my/tiny_editor` loads
 it like any other. It knows the rendered domain `objects` at 64 x 64 px and one kind of order: "turn red into blue". Its training pairs
 are drawn on the way, each once. `write` and `look` are writer and verifier for questions of the domain.
 
 A fifth of the time goes to the autoencoder (mean squared error, a little noise on the latents), the rest to text encoder and UNet. These
-predict the clean latents of the edited picture (`prediction_type` "sample") from noised ones; what an edit changes weighs more.
+predict the clean latents of the edited picture (`prediction_type` "sample") from noised ones; what an edit changes weighs more. 5,400 steps
+of the editor (18 minutes) were enough; after 2,500 most objects took the new colour, ordered or not.
 
 What it leaves out: classifier-free guidance (nothing is dropped in training, so `guidance_scale` must be 1), `reencode` (the autoencoder
 is an AutoencoderTiny, which has no distribution of latents), other sizes, domains and orders.
@@ -48,7 +49,6 @@ SIZE_PX = 64
 CELL_PX = 21
 MAX_TOKENS = 5
 BATCH = 8
-LEARNING_RATES = {"autoencoder": 3e-3, "editor": 2e-3}
 CROP_PX = 32  # of what the autoencoder learns from
 LATENT_NOISE = 0.05
 WARMUP_SHARE = 0.03
@@ -70,42 +70,39 @@ def look(text: str, images: list[Image.Image], seed: int) -> str:
     An object is what differs from the background in one of the nine cells. Its shape is the one whose drawing overlaps it best, by an
     intersection over union of at least 0.7, and its colour the nearest of its median, at most 60 levels away in each channel.
     """
-    shape = re.search(rf"\b({'|'.join(SHAPES)})\b", text)
-    values = np.asarray(images[0].convert("RGB").resize((SIZE_PX, SIZE_PX)), float)
+    asked = re.search("|".join(SHAPES), text)
     seen: list[str] = []
-    for cell in np.ndindex(3, 3):
-        patch, mask = _cell(values, cell)
-        if mask.mean() < 0.05:
-            continue
-        overlaps = {name: max(_overlap(mask, name, size) for size in SIZES) for name in SHAPES}
-        best = max(overlaps, key=lambda name: overlaps[name])
-        if overlaps[best] < 0.7:
-            return "unclear shape"
-        distances = {name: float(abs(np.median(patch[mask], 0) - PALETTE[name]).max()) for name in COLOURS}
-        colour = min(distances, key=lambda name: distances[name])
-        if shape and best == shape[1]:
-            seen.append(colour if distances[colour] <= 60 else "unclear colour")
+    for patch, mask in _cells(images[0].convert("RGB").resize((SIZE_PX, SIZE_PX))):
+        overlap = {shape: _overlap(mask, _drawn(shape)) for shape in SHAPES if mask.mean() > 0.05}
+        shape = max(overlap, key=lambda name: overlap[name], default="")
+        if asked and shape == asked[0] and overlap[shape] > 0.7:
+            distance = {name: abs(np.median(patch[mask], 0) - PALETTE[name]).max() for name in COLOURS}
+            colour = min(distance, key=lambda name: distance[name])
+            seen.append(colour if distance[colour] <= 60 else "unclear colour")
     return seen[0] if len(seen) == 1 else f"{len(seen)} such objects"
 
 
-def _cell(values: np.ndarray, cell: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of a cell, and which of them are not background."""
-    top, left = (max(0, round((1 / 6 + place / 3) * SIZE_PX) - CELL_PX // 2) for place in cell)
-    patch = values[top : top + CELL_PX, left : left + CELL_PX]
-    return patch, abs(patch - np.median(values, (0, 1))).max(2) > 60
+def _cells(picture: Image.Image) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pixels of each of the nine cells, and which of them are not background."""
+    values = np.asarray(picture, float)
+    for cell in np.ndindex(3, 3):
+        top, left = (max(0, round((1 / 6 + place / 3) * SIZE_PX) - CELL_PX // 2) for place in cell)
+        patch = values[top : top + CELL_PX, left : left + CELL_PX]
+        yield patch, abs(patch - np.median(values, (0, 1))).max(2) > 60
 
 
 @lru_cache
-def _template(shape: str, size: str) -> np.ndarray:
-    scene = Objects("white", (Thing(shape, "blue", size, 1, 1, 0.0, 0.0),))
-    return _cell(np.asarray(OBJECTS.draw(scene, SIZE_PX), float), (1, 1))[1]
-
-
-def _overlap(mask: np.ndarray, shape: str, size: str) -> float:
-    """Intersection over union, the best of shifts by up to 2 px."""
+def _drawn(shape: str) -> np.ndarray:
+    """(N, CELL_PX, CELL_PX), true where the shape is: in either size, shifted by up to 2 px."""
+    scenes = (Objects("white", (Thing(shape, "blue", size, 1, 1, 0.0, 0.0),)) for size in SIZES)
+    masks = [list(_cells(OBJECTS.draw(scene, SIZE_PX)))[4][1] for scene in scenes]
     shifts = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
-    moved = (np.roll(_template(shape, size), shift, (0, 1)) for shift in shifts)
-    return max((mask & other).sum() / (mask | other).sum() for other in moved)
+    return np.stack([np.roll(mask, shift, (0, 1)) for mask in masks for shift in shifts])
+
+
+def _overlap(mask: np.ndarray, drawn: np.ndarray) -> float:
+    """The best intersection over union."""
+    return float(((drawn & mask).sum((1, 2)) / (drawn | mask).sum((1, 2))).max())
 
 
 def examples(seed: int) -> Iterator[tuple[Image.Image, Image.Image, str]]:
@@ -162,32 +159,28 @@ def new_pipeline() -> StableDiffusionInstructPix2PixPipeline:
     )  # fmt: skip
 
 
-def train(parameters: list[Tensor], loss_of: Callable[[], Tensor], minutes: float, name: str) -> None:
-    """AdamW until the time is over, at least one step; the learning rate falls along half a cosine."""
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATES[name], weight_decay=1e-3)
-    start_s = said_s = time.monotonic()
-    recent: list[float] = []
-    step = 0
-    while step == 0 or time.monotonic() - start_s < 60 * minutes:
+def train(
+    name: str, parameters: list[Tensor], loss_of: Callable[[], Tensor], rate: float, minutes: float
+) -> None:
+    """AdamW until the time is over, at least one step; the learning rate rises to `rate`, then falls to a hundredth of it."""
+    optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3)
+    start_s, share = time.monotonic(), 0.0
+    losses: list[float] = []
+    while not losses or share < 1:
         share = min(1.0, (time.monotonic() - start_s) / max(60 * minutes, 1e-9))
-        rate = (
-            LEARNING_RATES[name] * min(1, (share + 1e-3) / WARMUP_SHARE) * (0.01 + 0.99 * (1 - share**2) ** 2)
-        )
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of()
+            group["lr"] = rate * min(1, (share + 1e-3) / WARMUP_SHARE) * (0.01 + 0.99 * (1 - share**2) ** 2)
         optimizer.zero_grad()
+        loss = loss_of()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        recent.append(loss.item())
-        step += 1
-        if time.monotonic() - said_s > 20:
+        losses.append(loss.item())
+        if len(losses) % 500 == 0 or share == 1:
             print(
-                f"{name}: {share:.0%} of {minutes:g} min, step {step}, loss {np.mean(recent):.4f}", flush=True
+                f"{name}: {share:.0%} of {minutes:g} min, step {len(losses)}, loss {np.mean(losses[-500:]):.4f}",
+                flush=True,
             )
-            said_s, recent = time.monotonic(), []
-    print(f"{name}: {step} steps, loss {np.mean(recent):.4f}", flush=True)
 
 
 def train_autoencoder(vae: AutoencoderTiny, minutes: float) -> None:
@@ -202,7 +195,7 @@ def train_autoencoder(vae: AutoencoderTiny, minutes: float) -> None:
         made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         return (made - given).square().mean() + 1e-3 * latents.square().mean()
 
-    train(list(vae.parameters()), loss_of, minutes, "autoencoder")
+    train("autoencoder", list(vae.parameters()), loss_of, 3e-3, minutes)
     vae.requires_grad_(False).eval()
     latents = vae.encode(pixels([next(source)[0] for _ in range(4 * BATCH)])).latents
     vae.register_to_config(scaling_factor=1 / float(latents.std()))
@@ -210,12 +203,8 @@ def train_autoencoder(vae: AutoencoderTiny, minutes: float) -> None:
 
 def train_editor(pipeline: Any, minutes: float) -> None:
     """Text encoder and UNet together. As in the pipeline, the given picture's latents are not scaled."""
-    vae, unet, text_encoder, scheduler = (
-        pipeline.vae,
-        pipeline.unet,
-        pipeline.text_encoder,
-        pipeline.scheduler,
-    )
+    vae, scheduler = pipeline.vae, pipeline.scheduler
+    unet, text_encoder = pipeline.unet, pipeline.text_encoder
     source = examples(seed=1)
     last = scheduler.config.num_train_timesteps - 1
 
@@ -235,14 +224,14 @@ def train_editor(pipeline: Any, minutes: float) -> None:
 
     unet.train()
     text_encoder.train()
-    train([*unet.parameters(), *text_encoder.parameters()], loss_of, minutes, "editor")
+    train("editor", [*unet.parameters(), *text_encoder.parameters()], loss_of, 2e-3, minutes)
 
 
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--minutes", type=float, default=20.0, help="of training, on one core")
+    parser.add_argument("--minutes", type=float, default=18.0, help="of training, on one core")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the noise")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

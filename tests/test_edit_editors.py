@@ -136,6 +136,27 @@ def test_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("stand_ins")
+def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen-Image-Edit's processor has a part for videos, which needs it; image processors and pipelines without one do not."""
+    monkeypatch.setattr("transformers.utils.import_utils.is_torchvision_available", lambda: False)
+    parts: dict[str, Any] = {
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "processor": [None, None],
+    }
+    open_editor(EditorSettings(path=str(index_folder(tmp_path / "klein", "Klein", **parts))))
+    parts["processor"] = ["transformers", "Qwen2VLProcessor"]
+    folder = index_folder(tmp_path / "qwen", "Klein", **parts)
+    with pytest.raises(MissingExtraError) as caught:
+        open_editor(EditorSettings(path=str(folder)))
+    assert str(caught.value) == (
+        f"{folder}: its Qwen2VLProcessor needs torchvision, which is not installed: pip install torchvision, in the build for your torch "
+        "(for the CPU: --index-url https://download.pytorch.org/whl/cpu)"
+    )
+    monkeypatch.setattr("transformers.utils.import_utils.is_torchvision_available", lambda: True)
+    open_editor(EditorSettings(path=str(folder)))
+
+
+@pytest.mark.usefixtures("stand_ins")
 def test_a_changed_folder_is_another_revision(tmp_path: Path) -> None:
     """A setting, or the size of a file."""
     folder = tmp_path / "pipeline"

@@ -16,7 +16,7 @@ from tests import tiny_editors
 from tests.tiny_editors import INDEX, WRITER, blank_question
 from vlm_contextrl.data_recipes.edit import EditConfig, Editor, EditorSettings, open_editor, run
 from vlm_contextrl.data_recipes.pipeline import Engine
-from vlm_contextrl.errors import CheckpointError
+from vlm_contextrl.errors import CheckpointError, MissingExtraError
 from vlm_contextrl.pairs import EncodedImage, QuestionRow
 from vlm_contextrl.storage import read_manifest, read_pairs, write_rows
 
@@ -124,6 +124,25 @@ def test_qwen_image_edit_plus(monkeypatch: pytest.MonkeyPatch) -> None:
     without.__dict__["pipeline"] = editor.pipeline
     assert without.edit(PICTURE, "make it blue", 1).tobytes() != first  # type: ignore[union-attr]
     assert editor.through_autoencoder(PICTURE, (48, 32)).size == (48, 32)
+
+
+def test_qwen_image_edit_plus_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is published, with a processor that is there with torchvision only."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as module
+    from transformers.utils.import_utils import is_torchvision_available
+
+    folder = tiny_editors.write_qwen(tmp_path / "qwen")
+    arguments = {"true_cfg_scale": 4.0, "height": 64, "width": 64}
+    settings = EditorSettings(path=str(folder), steps=2, arguments=arguments)
+    if not is_torchvision_available():
+        with pytest.raises(MissingExtraError, match="its Qwen2VLProcessor needs torchvision"):
+            open_editor(settings)
+        return
+    monkeypatch.setattr(module, "CONDITION_IMAGE_SIZE", 56 * 56)
+    monkeypatch.setattr(module, "VAE_IMAGE_SIZE", 64 * 64)
+    edited = open_editor(settings).edit(PICTURE, "make it blue", 1)
+    assert isinstance(edited, Image.Image)
+    assert edited.size == (64, 64)
 
 
 def test_a_masked_edit(pipelines: dict[str, Path], tmp_path: Path) -> None:

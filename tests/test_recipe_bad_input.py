@@ -315,9 +315,9 @@ def test_models_that_need_code_of_their_own(refused: Refused) -> None:
     shutil.rmtree(".out.parts")
     line = refused("difficulty", *questions, f"assistant.model.path={model}")
     assert (
-        f"error: {model}: no readable model configuration: The repository {model} contains custom code"
-        in line
+        f"error: {model}: config.json names model type 'my_own' and code of its own (code.Config), " in line
     )
+    assert "use a model of type qwen2_5_vl or qwen3_vl, which needs none" in line
     shutil.rmtree(".out.parts")
     line = refused("trajectories", "--input", "logs", f"issue_encoder={model}")
     assert f"issue_encoder: {model} cannot be read (The repository {model} contains custom code" in line

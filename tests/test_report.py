@@ -20,6 +20,7 @@ from vlm_contextrl.gallery import (
     choose,
     example_card,
     outcome,
+    pair_box,
     sample_card,
 )
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage
@@ -116,6 +117,15 @@ def test_changed_box() -> None:
     assert box == pytest.approx((0.28, 0.18, 0.42, 0.27))
     assert changed_box(picture("red"), picture("red")) is None
     assert changed_box(picture("red"), Image.new("RGB", (5, 5))) is None
+
+
+def test_the_box_that_exact_checks_found() -> None:
+    """Pixels 2 to 4 and 5 to 9 of 10 x 20, 0.02 wider on all sides; what is no such box is not used."""
+    first, second = picture("red"), picture("red", (3, 4))
+    measured = pair(verdicts={"exact": {"changed_box_px": [2, 5, 4, 9]}})
+    assert pair_box(measured, first, second) == pytest.approx((0.18, 0.23, 0.42, 0.47))
+    for odd in ({"changed_box_px": None}, {"changed_box_px": [1, 2]}, "odd"):
+        assert pair_box(pair(verdicts={"exact": odd}), first, second) == changed_box(first, second)
 
 
 def test_examples_hold_failures_and_mix_domains() -> None:

@@ -48,7 +48,7 @@ def question(query: str, answer: str) -> QuestionRow:
 
 
 def test_the_folder_is_an_editor(tmp_path: Path) -> None:
-    """One step of training each; the picture comes back in its size."""
+    """After one step of training; the picture comes back in its size."""
     folder = tmp_path / "editor"
     subprocess.run([sys.executable, str(SCRIPT), "--out", str(folder), "--minutes", "0"], check=True)
     editor = open_editor(EditorSettings(path=str(folder), steps=2, arguments={"guidance_scale": 1.0}))
@@ -95,5 +95,10 @@ def test_the_verifier_sees_what_was_drawn(script: Any) -> None:
         scene, asked = script.OBJECTS.ask("colour", rng, choice_share=0)
         assert script.look(asked.query, [script.OBJECTS.draw(scene, 64)], 0) == asked.answer
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    assert script.look("What colour is the star?", [Image.fromarray(noise)], 0) == "unclear shape"
+    assert script.look("What colour is the star?", [Image.fromarray(noise)], 0) == "0 such objects"
     assert script.look("What colour is the star?", [Image.new("RGB", (64, 64))], 0) == "0 such objects"
+    grey = (script.Thing("star", "blue", "large", 0, 2, 0.0, 0.0),)
+    drawn = np.asarray(script.OBJECTS.draw(script.Objects("white", grey), 64), int)
+    drawn = np.where((drawn < 200).any(2, keepdims=True), 120, drawn).astype(np.uint8)
+    assert script.look("What colour is the star?", [Image.fromarray(drawn)], 0) == "unclear colour"
+    assert script.look("What colour is the heart?", [Image.fromarray(drawn)], 0) == "0 such objects"

@@ -261,6 +261,20 @@ def qwen_pipeline() -> Any:
     return pipeline
 
 
+def write_qwen(folder: Path) -> Path:
+    """The folder of `qwen_pipeline`, with the processor of the published one (which needs torchvision)."""
+    pipeline = qwen_pipeline()
+    processor = pipeline.processor
+    pipeline.register_modules(processor=None)
+    pipeline.save_pretrained(folder)
+    for part in (processor.tokenizer, processor.image_processor):
+        part.save_pretrained(folder / "processor")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["processor"] = ["transformers", "Qwen2VLProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 def _clip(tokenizer: Any) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 

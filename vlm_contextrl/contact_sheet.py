@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from vlm_contextrl.dataset_cards import choose_rows
-from vlm_contextrl.gallery import changed_box
+from vlm_contextrl.gallery import pair_box
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, Row
 from vlm_contextrl.prompts import option_lines, shown_answer
 from vlm_contextrl.storage import read_rows
@@ -101,7 +101,7 @@ def _sides(row: Row) -> tuple[list[Side], tuple[float, float, float, float] | No
         below = (answer, "another answer" if other is None else shown_answer(other, row.options))
         if isinstance(row.context, EncodedImage) and isinstance(row.confounder, EncodedImage):
             first, second = row.context.decode(), row.confounder.decode()
-            return [(first, below[0]), (second, below[1])], changed_box(first, second)
+            return [(first, below[0]), (second, below[1])], pair_box(row, first, second)
         first_text, second_text = _from_difference(str(row.context), str(row.confounder))
         return [(first_text, below[0]), (second_text, below[1])], None
     pictures: list[Side] = [(image.decode(), "") for image in row.images[:3]]

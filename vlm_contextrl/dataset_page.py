@@ -61,7 +61,7 @@ def dataset_page(
         _measures(values, found["kind"]),
         _balance(balance),
         _rejects(path, found),
-        _contact_sheet(cards, found),
+        _contact_sheet(cards, found) if cards else "",
         _making(found, manifest.recipe, manifest.config),
     ]
     body = "\n".join(section for section in sections if section)

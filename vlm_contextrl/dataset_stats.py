@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.row_schema import json_object
-from vlm_contextrl.storage import REJECTS_NAME, read_rows
+from vlm_contextrl.storage import MANIFEST_NAME, REJECTS_NAME, read_rows
 
 TOP_ANSWERS = 20
 MEASURES = ("changed_fraction", "similarity")
@@ -44,6 +44,12 @@ def stats(path: Path) -> dict[str, Any]:
         for name, values in measured.items():
             if isinstance(provenance.get(name), int | float):
                 values.append(float(provenance[name]))
+    rejected = Counter(reject_code(reason) for _, reason in read_rejects(path))
+    if rejected.total() != manifest.rejects:
+        file = Path(path) / REJECTS_NAME
+        raise DataError(
+            f"{file}: {rejected.total()} rejects, expected the {manifest.rejects} of {MANIFEST_NAME}"
+        )
     return {
         "path": str(path),
         "kind": manifest.kind,
@@ -57,7 +63,7 @@ def stats(path: Path) -> dict[str, Any]:
             name: {"n": len(found), **_quantiles(found)} if found else None
             for name, found in measured.items()
         },
-        "rejected": dict(_ordered(Counter(reject_code(reason) for _, reason in read_rejects(path)))),
+        "rejected": dict(_ordered(rejected)),
     }
 
 

@@ -50,15 +50,25 @@ class Sieve:
     others: list[Reject] = field(default_factory=list)
 
 
+class NoUsableRowError(DataError):
+    """No row can be used. rejects: as of `ForeignRows`."""
+
+    def __init__(self, files: Sequence[Path], sieve: Sieve) -> None:
+        found = f"{len(sieve.rejects)} unusable rows, {len(sieve.others)} of the other kind"
+        first = next((f"; the first unusable one is {r.id!r}: {r.reason}" for r in sieve.rejects), "")
+        super().__init__(f"{files[0]}: no usable {sieve.kind or 'rows'} ({found}){first}")
+        self.rejects = _reasons(sieve.rejects)
+
+
 class ForeignRows(LazyRows[Row]):
     """The usable rows of foreign files, made when asked for. Parquet is held one row group at a time: read it in order.
 
-    rejects: (id, reason) of the unusable ones; hand them to `write_rows`.
+    rejects: (id, reason) of the unusable ones; hand them to `write_rows`. others: the same of rows of the other kind, used or not.
     """
 
-    def __init__(self, source: _Source, numbers: list[int], rejects: list[tuple[str, str]]) -> None:
+    def __init__(self, source: _Source, numbers: list[int], sieve: Sieve) -> None:
         self._source, self._numbers = source, numbers
-        self.rejects = rejects
+        self.rejects, self.others = _reasons(sieve.rejects), _reasons(sieve.others)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -103,16 +113,15 @@ def foreign_hash(files: Sequence[Path]) -> str:
 
 
 def read_foreign(files: Sequence[Path], kind: Kind, *, licence: str = "") -> ForeignRows:
-    """The rows of one kind in a jsonl file or in Parquet files; DataError when there is no usable one.
+    """The rows of one kind in a jsonl file or in Parquet files; NoUsableRowError when there is no usable one.
 
     licence: for rows that name none.
     """
     source, sieve = _Source(files, licence), Sieve(kind)
     numbers = [number for number, _ in _usable(source, sieve)]
-    rejects = [(reject.id, reject.reason) for reject in sieve.rejects]
     if not numbers:
-        raise nothing_usable(files, sieve)
-    return ForeignRows(source, numbers, rejects)
+        raise NoUsableRowError(files, sieve)
+    return ForeignRows(source, numbers, sieve)
 
 
 def usable_rows(files: Sequence[Path], sieve: Sieve, *, licence: str = "") -> Iterator[Row]:
@@ -120,11 +129,8 @@ def usable_rows(files: Sequence[Path], sieve: Sieve, *, licence: str = "") -> It
     return (row for _, row in _usable(_Source(files, licence), sieve))
 
 
-def nothing_usable(files: Sequence[Path], sieve: Sieve) -> DataError:
-    """One line that says what there is instead."""
-    found = f"{len(sieve.rejects)} unusable rows, {len(sieve.others)} of the other kind"
-    first = next((f"; the first unusable one is {r.id!r}: {r.reason}" for r in sieve.rejects), "")
-    return DataError(f"{files[0]}: no usable {sieve.kind or 'rows'} ({found}){first}")
+def _reasons(rejects: Sequence[Reject]) -> list[tuple[str, str]]:
+    return [(reject.id, reject.reason) for reject in rejects]
 
 
 class _Source:

@@ -126,10 +126,15 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     except FileNotFoundError as error:
         patterns = (MANIFEST_NAME, "metadata.jsonl", "*.parquet")
-        inside = sorted({str(found.parent) for name in patterns for found in Path(path).glob(f"*/{name}")})
-        advice = (
-            f"name one of {', '.join(inside)}" if inside else "it is written last, so make the dataset again"
-        )
+        choices = sorted({str(found.parent) for name in patterns for found in Path(path).glob(f"*/{name}")})
+        if not choices and (foreign := find_foreign(Path(path))):
+            advice = f"make a dataset of {foreign[0].name} with `vlm-contextrl pairs import`"
+        elif choices := choices or [
+            str(f) for f in sorted(Path(path).glob("*.jsonl")) if f.name != REJECTS_NAME
+        ]:
+            advice = f"name one of {', '.join(choices)}"
+        else:
+            advice = "it is written last, so make the dataset again"
         raise DataError(f"{path}: incomplete dataset, no {MANIFEST_NAME} ({advice})") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read ({error}), expected a JSON object") from error

@@ -159,10 +159,11 @@ def open_editor(settings: EditorSettings) -> Editor:
     """Find the pipeline and see what it takes; a hub id is downloaded.
 
     Raises CheckpointError when there is no such pipeline or it needs code of its own, ConfigError for an argument that it does not take,
-    MissingExtraError without diffusers.
+    MissingExtraError without diffusers, or without torchvision where the pipeline needs it.
     """
     folder, revision = _find(settings)
     index = _read_index(settings.path, folder)
+    _check_torchvision(settings.path, index)
     call = _call_of(settings, folder, index)
     takes = signature(call).parameters
     image_argument = next((name for name in IMAGE_ARGUMENTS if name in takes), "")
@@ -254,6 +255,22 @@ def _read_index(path: str, folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or "_class_name" not in index:
         raise CheckpointError(f"{path}: {INDEX_NAME} names no _class_name, expected that of a pipeline")
     return index
+
+
+def _check_torchvision(path: str, index: dict[str, Any]) -> None:
+    """The processors of vision-language models hold one for videos, which transformers makes with torchvision only."""
+    import transformers
+    from transformers.utils.import_utils import is_torchvision_available
+
+    for part in index.values():
+        match part:
+            case ["transformers", str(name)] if name.endswith("Processor"):
+                takes = signature(getattr(transformers, name, object).__init__).parameters
+                if "video_processor" in takes and not is_torchvision_available():
+                    raise MissingExtraError(
+                        f"{path}: its {name} needs torchvision, which is not installed: pip install torchvision, in the build for your "
+                        "torch (for the CPU: --index-url https://download.pytorch.org/whl/cpu)"
+                    )
 
 
 def _call_of(settings: EditorSettings, folder: Path, index: dict[str, Any]) -> Callable[..., Any]:

@@ -47,7 +47,13 @@ class _Task(Generic[Item]):
     def __call__(self, batch: int) -> None:
         start = batch * self.batch_size
         with new_folder(_part(self.folder, batch)) as unfinished:
-            self.work(self.items[start : start + self.batch_size], unfinished)
+            self.work(self._items(start), unfinished)
+
+    def _items(self, start: int) -> Sequence[Item]:
+        try:
+            return self.items[start : start + self.batch_size]
+        except DataError as error:  # a row that was whole when it was written
+            raise DataError(f"{error}; `vlm-contextrl pairs import` keeps the other rows") from error
 
 
 def compute_parts(
