@@ -232,12 +232,12 @@ def _show(results: dict[str, Any]) -> None:
         rows.append(("average", *_percent(results["average"]), "", "", ""))
         show_table(title, ("benchmark", "accuracy", "95% interval", "n", "stock", "cut", "rejects"), rows)
     if results["probes"]:
-        headers = ("probe", "n", "accuracy (95%)", "both orders", "group", "bias to A", "control")
+        headers = ("probe", "accuracy (95%)", "both", "group", "bias A", "control")
         others = ("order_consistent_accuracy", "group_accuracy", "position_bias", "same_image_control")
         rows = []
         for name, found in results["probes"].items():
-            value, interval, n = _percent(found["selection_accuracy"])
-            rows.append((name, n, f"{value} ({interval})", *(_percent(found[key])[0] for key in others)))
+            value, interval, _ = _percent(found["selection_accuracy"])
+            rows.append((name, f"{value} ({interval})", *(_percent(found[key])[0] for key in others)))
         show_table(title, headers, rows)
     if results["long_texts"]:
         lines = [
