@@ -90,7 +90,9 @@ def test_unknown_key_without_a_near_one_lists_the_known_ones(tmp_path: Path) -> 
 def test_keys_of_another_term_are_no_hint(tmp_path: Path) -> None:
     """`variant` is a key of the policy term only."""
     message = refusal(tmp_path, "objective.1.variant=grpo")
-    assert "known keys: clip, clip_value, orders, pairs_per_update, reverse, term, weight" in message
+    assert (
+        "known keys: clip, clip_value, contexts, orders, pairs_per_update, reverse, term, weight" in message
+    )
 
 
 def test_the_message_counts_further_problems(tmp_path: Path) -> None:

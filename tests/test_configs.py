@@ -9,9 +9,13 @@ import pytest
 from vlm_contextrl.bench.memory import estimate
 from vlm_contextrl.commands.arguments import run_config
 from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm, load_config
+from vlm_contextrl.study.cells import plan_cells
+from vlm_contextrl.study.data import check_data, plan_data
+from vlm_contextrl.study.settings import load_study
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+STUDIES = sorted(CONFIGS.glob("study_*.yaml"))
+SHIPPED = sorted(set(CONFIGS.glob("*.yaml")) - set(STUDIES))
 PUBLISHED = {
     "qwen2_5_vl_7b_full": 0.005,
     "qwen2_5_vl_7b_lora": 0.005,
@@ -39,6 +43,16 @@ def test_shipped_configuration_is_valid_and_named_like_its_file(path: Path) -> N
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configuration_is_found_by_name(path: Path) -> None:
     assert run_config(path.stem).samefile(path)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_study_is_valid_at_equal_budgets(path: Path, quick: bool, tmp_path: Path) -> None:
+    study = load_study(run_config(path.stem), quick=quick)
+    assert study.name == path.stem
+    check_data(study)
+    cells = plan_cells(study, plan_data(study, tmp_path), path.parent, tmp_path)
+    assert len(cells) == 1 + len(study.chosen) * len(study.seeds)
 
 
 @pytest.mark.parametrize(("name", "weight"), PUBLISHED.items())

@@ -144,6 +144,38 @@ def test_a_run_of_two_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_all_terms_over_two_processes(
+    tuning: str, qwen_folders: dict[str, Path], noise_rows: dict[str, Path], tmp_path: Path
+) -> None:
+    """A supervised stage, then every term that there is, two of them measured at weight 0, in micro-batches whose number differs: no
+    rank waits for another in vain, and the metrics are those of one process."""
+    reward = {"tests.tiny_models:odd_bytes": 1.0}
+    objective = [
+        {"term": "policy", "rewards": reward},
+        {"term": "selection_loss", "weight": 0.0, "pairs_per_update": 3, "reverse": True},
+        {"term": "selection_reward", "ratio": 1.0},
+        {"term": "perception_kl", "masked_gradient": True},
+        {"term": "supervised", "weight": 0.0, "pairs_per_update": 3},
+    ]
+    config = run_config(
+        qwen_folders["qwen3_vl"],
+        noise_rows,
+        steps=2,
+        model=TUNINGS[tuning],
+        rollout={"prompts_per_step": 6},
+        optim={"prompts_per_update": 3, "tokens_per_micro_batch": 150, "learning_rate": 1e-5},
+        before=[{"steps": 2, "objective": [{"term": "supervised", "pairs_per_update": 3}]}],
+        objective=objective,
+    )
+    train(config, tmp_path / "one")
+    done = torchrun("-m", "vlm_contextrl", "train", written(config, tmp_path), "--out", tmp_path / "two")
+    assert done.returncode == 0, tail(done)
+    for each, by_one in zip(numbers(tmp_path / "two"), numbers(tmp_path / "one"), strict=True):
+        assert each == pytest.approx(by_one, abs=2e-3)
+
+
+@pytest.mark.slow
 def test_more_processes_than_prompts(questions_folder: Path, pairs_folder: Path, tmp_path: Path) -> None:
     """Three ranks, two prompts and one pair per update: some have nothing, and wait. The embedded model, whose LM head is its embedding."""
     rows = {"questions": questions_folder, "pairs": pairs_folder}

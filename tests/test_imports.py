@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "lazy_rows",
         "matching",
         "pairs",
+        "records",
         "report_numbers",
         "report_style",
         "result_files",
@@ -43,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "splits",
         "storage",
         "streams",
+        "term_settings",
     ),
     (
         "answers",
@@ -57,6 +59,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "prompts",
         "report",
         "rewards",
+        "training_rows",
     ),
     (
         "attention",
@@ -78,19 +81,23 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "vllm_engine",
     ),
     (
+        "asked_pairs",
         "bench",
         "evaluation",
+        "perception",
         "probe",
         "prompt_lengths",
         "reference",
         "reference_model",
         "scored_rollouts",
+        "stages",
         "terms",
         "trainer",
+        "training_data",
         "trl",
         "vqa",
     ),
-    ("__main__", "cli", "commands", "demo", "demo_report", "doctor"),
+    ("__main__", "cli", "commands", "demo", "demo_report", "doctor", "study"),
 )
 ENTRY_POINTS = LAYERS[4]
 HEAVY = ("torch", "transformers", "accelerate", "peft", "datasets")

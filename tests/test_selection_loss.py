@@ -145,6 +145,26 @@ def test_three_options_by_hand() -> None:
     assert metrics["margin"] == pytest.approx(-math.log(math.e + math.e**2), abs=1e-12)
 
 
+def test_the_largest_of_three_is_chosen() -> None:
+    """Logits [1, 0.9, 0.8], support A: D = 1 - log(e^0.9 + e^0.8) = -0.5444 is below 0, and A is chosen all the same. A tie is not
+    a choice, and counts one half for position A."""
+    _, _, metrics = run([[1.0, 0.9, 0.8], [1.0, 1.0, 0.8], [0.9, 1.0, 0.8]], [0, 0, 0])
+    assert metrics["selection_accuracy"] == pytest.approx(1 / 3)
+    assert metrics["position_a_rate"] == pytest.approx(1.5 / 3)
+    _, _, alone = run([[1.0, 0.9, 0.8]], [0])
+    assert alone["margin"] == pytest.approx(1 - math.log(math.exp(0.9) + math.exp(0.8)), abs=1e-12)
+    assert alone["margin"] < 0
+
+
+def test_two_of_k_options_are_the_pair_loss() -> None:
+    """A third option that is out of the question (logit -1000) leaves the loss and gradient of the pair, to the bit."""
+    pair, three = run([[0.3, -0.2]], [1]), run([[0.3, -0.2, -1000.0]], [1])
+    assert three[0] == pair[0]
+    assert torch.equal(three[1][:, :2], pair[1])
+    assert three[1][0, 2] == 0
+    assert three[2] == pair[2]
+
+
 @pytest.mark.parametrize("n_options", [2, 3, 5])
 def test_without_a_clip_it_is_cross_entropy(n_options: int) -> None:
     generator = torch.Generator().manual_seed(n_options)

@@ -25,7 +25,8 @@ from vlm_contextrl.objectives.policy import PolicyBatch
 from vlm_contextrl.packing import under_budget
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.probe import contexts, selection_prompt
-from vlm_contextrl.terms import PolicyObjective, SelectionObjective, Term, Update
+from vlm_contextrl.term_settings import SupervisedTerm
+from vlm_contextrl.terms import PolicyObjective, SelectionObjective, SupervisedObjective, Term, Update
 
 
 def update_of(policy: Policy, dtype: torch.dtype = torch.float32) -> Update:
@@ -79,6 +80,7 @@ CUT = [  # a term, a budget for two items at a time, and the number of items
     *((f"policy, {v}", lambda v=v: policy_term(variant=v), 160, 3) for v in VARIANTS),
     ("selection", lambda: selection_term(), 300, 5),
     ("selection, all", lambda: selection_term(orders="both", reverse=True, clip="one_sided"), 1200, 5),
+    ("supervised", lambda: SupervisedObjective(SupervisedTerm(term="supervised")), 310, 5),
 ]
 
 

@@ -1,28 +1,42 @@
-"""Run configuration: typed records whose fields carry their documentation.
+"""Run configuration: what a run is made of.
 
-A YAML file holds values only. Unknown keys fail with the nearest name, rules that span fields live on the record, and the resolved
-configuration is saved in the run directory. `key=value` overrides use dotted paths (`optim.learning_rate=1e-5`, `objective.1.weight=0.01`).
+The resolved configuration is saved in the run directory. How records are read is in records.py, the terms of a loss are in
+term_settings.py.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from vlm_contextrl.errors import ConfigError
+from vlm_contextrl.records import Record, load_config, validate
+from vlm_contextrl.term_settings import (
+    PolicyTerm,
+    PolicyVariant,
+    SelectionTerm,
+    Stage,
+    Term,
+    check_length,
+    check_terms,
+)
 
-PolicyVariant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
-
-
-class Record(BaseModel):
-    """Strict base: no unknown keys, no silent change after the fact."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+__all__ = [
+    "DataSettings",
+    "LogSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "OptimSettings",
+    "PolicyTerm",
+    "PolicyVariant",
+    "Record",
+    "RolloutSettings",
+    "RunConfig",
+    "SelectionTerm",
+    "load_config",
+    "validate",
+]
 
 
 class LoraSettings(Record):
@@ -94,6 +108,15 @@ class DataSettings(Record):
 
     questions: Path = Field(description="dataset folder of question rows")
     pairs: Path | None = Field(None, description="dataset folder of contrastive pairs")
+    pair_source: Literal["given", "random"] = Field(
+        "given",
+        description="random: another pair's context with another answer takes the confounder's place (training_rows.py)",
+    )
+    pairs_as_questions: Literal["selection", "vqa"] | None = Field(
+        None,
+        description="pairs become questions among the others: which of both contexts supports the answer (selection), "
+        "or the query asked of each context (vqa)",
+    )
     eval_questions: Path | None = Field(None, description="held-out questions for evaluation while training")
     eval_pairs: Path | None = Field(None, description="held-out pairs for the probe while training")
     prompt_style: Literal["direct", "reasoning", "plain"] = Field(
@@ -153,46 +176,6 @@ class OptimSettings(Record):
     )
 
 
-class PolicyTerm(Record):
-    """Policy gradient on sampled completions (objectives/policy.py)."""
-
-    term: Literal["policy"]
-    weight: float = Field(1.0, ge=0)
-    variant: PolicyVariant = "grpo"
-    clip_low: float | None = Field(
-        None, ge=0, lt=1, description="the ratio stays above 1 - clip_low. None: as in the variant's paper"
-    )
-    clip_high: float | None = Field(
-        None, ge=0, description="the ratio stays below 1 + clip_high. None: as in the variant's paper"
-    )
-    kl_coef: float = Field(0.0, ge=0, description="weight of the k3 estimate of KL(policy || reference)")
-    advantage_scale: Literal["group", "batch", "none"] | None = Field(
-        None, description="None: the variant's own"
-    )
-    rewards: dict[str, float] = Field(
-        {"accuracy": 0.9, "format": 0.1}, min_length=1, description="built-in name or dotted path -> weight"
-    )
-
-
-class SelectionTerm(Record):
-    """Context selection on contrastive pairs (objectives/selection_loss.py)."""
-
-    term: Literal["selection_loss"]
-    weight: float = Field(ge=0, description="lambda of the paper")
-    clip: Literal["two_sided", "one_sided", "none"] = Field(
-        "two_sided", description="which margins lose their gradient outside the clip"
-    )
-    clip_value: float = Field(5.0, gt=0, description="c: the margin is clipped to [-c, c] (logits)")
-    orders: Literal["random", "both"] = Field(
-        "random", description="one random option order per pair (paper), or the mean margin of both"
-    )
-    reverse: bool = Field(False, description="add (A', C-, C+) where the confounder's answer is known")
-    pairs_per_update: int = Field(32, ge=1, description="contrastive instances per optimizer update")
-
-
-Term = Annotated[PolicyTerm | SelectionTerm, Field(discriminator="term")]
-
-
 class LogSettings(Record):
     """What is written, and where to besides the run directory."""
 
@@ -204,7 +187,9 @@ class LogSettings(Record):
     samples_per_step: int = Field(
         4, ge=0, description="prompts whose completions go to samples.jsonl each step"
     )
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        [], description="where metrics go besides the run directory"
+    )
 
 
 class RunConfig(Record):
@@ -218,8 +203,14 @@ class RunConfig(Record):
     data: DataSettings
     rollout: RolloutSettings = RolloutSettings()
     optim: OptimSettings = OptimSettings()
+    before: list[Stage] = Field([], description="stages that come before the objective, e.g. supervised ones")
     objective: list[Term] = Field(min_length=1, description="weighted terms of the loss")
     log: LogSettings = LogSettings()
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The run from its first step to its last: those before, then `steps` (or `epochs`) with `objective`."""
+        return [*self.before, Stage(steps=self.steps, epochs=self.epochs, objective=self.objective)]
 
     @property
     def policy_term(self) -> PolicyTerm:
@@ -228,8 +219,7 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of `steps` and `epochs`")
+        check_length(self.steps, self.epochs)
         if self.rollout.prompts_per_step % self.optim.prompts_per_update:
             raise ValueError(
                 f"rollout.prompts_per_step ({self.rollout.prompts_per_step}) must be a multiple of optim.prompts_per_update "
@@ -247,111 +237,26 @@ class RunConfig(Record):
             raise ValueError(
                 "log.eval_every needs data.eval_pairs or data.eval_questions; set one, or eval_every: 0"
             )
-        if any(isinstance(t, SelectionTerm) for t in self.objective) and self.data.pairs is None:
-            raise ValueError("objective has a selection_loss term: data.pairs must name a folder of pairs")
         names = [t.term for t in self.objective]
         if names.count("policy") != 1:
             raise ValueError(f"objective needs exactly one `policy` term, found {names.count('policy')}")
-        if len(set(names)) != len(names):
-            raise ValueError("objective names a term twice")
-        return self
-
-
-R = TypeVar("R", bound=BaseModel)
-
-
-def load_config(record: type[R], path: Path | None, overrides: Sequence[str] = ()) -> R:
-    """Read a YAML file (or start empty), apply `key=value` overrides, validate. Raises ConfigError with one line."""
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such configuration file") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
-        values = {} if values is None else values
-        if not isinstance(values, dict):
-            raise ConfigError(
-                f"{path}: found {type(values).__name__} at the top level, expected keys and values"
+        check_terms(self.objective)
+        for number, stage in enumerate(self.stages):
+            if stage.takes_pairs and self.data.pairs is None:
+                raise ValueError(
+                    f"objective has a {stage.takes_pairs} term: data.pairs must name a folder of pairs"
+                )
+            if stage.policy and number < len(self.before):
+                raise ValueError(
+                    f"before.{number}: found a policy term, expected stages without rollouts; make two runs, the second with model.path "
+                    "(or model.adapter) of the first"
+                )
+        if self.before and self.policy_term.kl_coef > 0:
+            raise ValueError(
+                "policy.kl_coef is over 0 after other stages: the KL would pull back to the model before them; set it to 0, or make two "
+                "runs, the second with model.path (or model.adapter) of the first"
             )
-    for override in overrides:
-        _apply(values, override)
-    return validate(record, values, str(path) if path else "configuration")
-
-
-def validate(record: type[R], values: dict[str, Any], where: str) -> R:
-    """Validate plain values against a record; the first problem becomes one ConfigError line."""
-    try:
-        return record.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(record, error)}") from None
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r}: expected key=value, for example optim.learning_rate=1e-5")
-    try:
-        value = _scalar(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not readable as YAML") from None
-    node: Any = values
-    *parents, last = key.split(".")
-    try:
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = value
-    except (ValueError, IndexError, TypeError, AttributeError):
-        raise ConfigError(f"override {override!r}: {key} does not lead to a setting") from None
-
-
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:  # YAML 1.1 reads 1e-5 as a string
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _explain(record: type[BaseModel], error: ValidationError) -> str:
-    # A mistyped key of a required field is two problems; the unknown key is the one to read.
-    problem = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    path = [str(part) for part in problem["loc"]]
-    where = ".".join(path) or "top level"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        known = sorted(_fields_at(record, problem["loc"][:-1]))
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {where!r}; {hint}{more}"
-    if problem["type"] == "missing":
-        return f"{where} is missing{more}"
-    message = problem["msg"].removeprefix("Value error, ")
-    found = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-    return f"{message}{more}" if where == "top level" else f"{where}: {message}{found}{more}"
-
-
-def _fields_at(record: Any, loc: Sequence[int | str]) -> set[str]:
-    """Field names of the record that a location leads to; among the terms of the loss the name of one decides."""
-    for part in loc:
-        found = _records(record)
-        named = [
-            r
-            for r in found
-            if "term" in r.model_fields and part in get_args(r.model_fields["term"].annotation)
-        ]
-        if named:
-            record = named[0]
-        elif isinstance(part, str):
-            record = next((r.model_fields[part].annotation for r in found if part in r.model_fields), None)
-    return {name for found_record in _records(record) for name in found_record.model_fields}
-
-
-def _records(annotation: Any) -> list[type[BaseModel]]:
-    """The records inside a type such as `list[A | B] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [record for argument in get_args(annotation) for record in _records(argument)]
+        for setting in ("pairs_as_questions", "pair_source"):
+            if getattr(self.data, setting) not in (None, "given") and self.data.pairs is None:
+                raise ValueError(f"data.{setting} needs pairs: data.pairs must name a folder of pairs")
+        return self

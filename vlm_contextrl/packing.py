@@ -114,6 +114,24 @@ def share_starts(prompts: Sequence[EncodedPrompt], image_token_id: int) -> tuple
     return rows, order
 
 
+def answered(
+    prompts: Sequence[EncodedPrompt], answers: Sequence[Tensor], image_token_id: int
+) -> list[PackedRow]:
+    """Rows of prompts with given answers, of which the tokens are predicted. Prompts share what `share_starts` finds."""
+    rows, order = share_starts(prompts, image_token_id)
+    numbers = iter(order)
+    return [
+        PackedRow(
+            row.prompt,
+            tuple(
+                Continuation(torch.cat([c.ids[: c.n_given], answers[next(numbers)]]), c.n_given)
+                for c in row.continuations
+            ),
+        )
+        for row in rows
+    ]
+
+
 class _Alike:
     """Prompts that share their first `n_start` tokens."""
 

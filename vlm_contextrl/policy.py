@@ -219,7 +219,8 @@ class Policy(nn.Module):
                 fresh = {key: features for run in runs for key, features in self._run_vision(run).items()}
             if cacheable:
                 for key, features in fresh.items():
-                    self._cache.put(key, features.to("cpu"))  # a step's images fill gigabytes at 7B
+                    if images[key].comes_again:
+                        self._cache.put(key, features.to("cpu"))  # a step's images fill gigabytes at 7B
             known |= fresh
         return {key: features.to(self.device) for key, features in known.items() if features is not None}
 

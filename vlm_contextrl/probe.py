@@ -16,13 +16,14 @@ Intervals are bootstrapped over pairs. Source of the probe: arXiv 2606.17053, se
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 import torch
 
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.intervals import bootstrap
-from vlm_contextrl.pairs import ContrastivePair, EncodedImage
+from vlm_contextrl.pairs import Context, ContrastivePair, EncodedImage
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.processing import EncodedPrompt, ProcessedImage, Processor
 from vlm_contextrl.prompts import SELECTION_PREFILL, option_token_ids, selection_messages
@@ -47,15 +48,17 @@ def contexts(
     processor: Processor, pair: ContrastivePair
 ) -> tuple[ProcessedImage | str, ProcessedImage | str]:
     """(context, confounder) of a pair, ready for a prompt."""
-    first, second = (
-        processor.process_image(c, f"pair {pair.id}") if isinstance(c, EncodedImage) else c
-        for c in (pair.context, pair.confounder)
-    )
-    return first, second
+    where = f"pair {pair.id}"
+    return processed(processor, pair.context, where), processed(processor, pair.confounder, where)
 
 
-def option_ids(processor: Processor, pairs: Sequence[ContrastivePair]) -> list[int]:
-    """Token ids of A and B after the prompts of these pairs. DataError when they mix images and texts, whose
+def processed(processor: Processor, context: Context, where: str) -> ProcessedImage | str:
+    """One context, ready for a prompt. `where` names it in an error."""
+    return processor.process_image(context, where) if isinstance(context, EncodedImage) else context
+
+
+def option_ids(processor: Processor, pairs: Sequence[ContrastivePair], n_contexts: int = 2) -> list[int]:
+    """Token ids of the letters A, B, ... after the prompts of these pairs. DataError when they mix images and texts, whose
     letters are not the same tokens."""
     images = isinstance(pairs[0].context, EncodedImage)
     for pair in pairs:
@@ -64,7 +67,8 @@ def option_ids(processor: Processor, pairs: Sequence[ContrastivePair]) -> list[i
                 f"pairs {pairs[0].id} and {pair.id}: one has images, the other texts; expected one kind, in a "
                 "dataset of its own"
             )
-    return option_token_ids(processor.tokenizer, SELECTION_PREFILL["image" if images else "text"])
+    prefill = SELECTION_PREFILL["image" if images else "text"]
+    return option_token_ids(processor.tokenizer, prefill, ascii_uppercase[:n_contexts])
 
 
 @torch.no_grad()
@@ -109,12 +113,12 @@ def probe(
 
     both_ways = [p for p in per_pair if p["reverse_margins"] is not None]
     return {
-        "selection_accuracy": interval([_share_right(p["margins"]) for p in per_pair]),
+        "selection_accuracy": interval([share_right(p["margins"]) for p in per_pair]),
         "order_consistent_accuracy": interval([float(min(p["margins"]) > 0) for p in per_pair]),
         "group_accuracy": interval([float(min(p["margins"] + p["reverse_margins"]) > 0) for p in both_ways]),
         "mean_margin": interval([sum(p["margins"]) / 2 for p in per_pair]),
         "position_bias": interval([_share_first(p["margins"]) - 0.5 for p in per_pair]),
-        "same_image_control": interval([_share_right(p["control_margins"]) for p in per_pair]),
+        "same_image_control": interval([share_right(p["control_margins"]) for p in per_pair]),
         "per_pair": per_pair,
     }
 
@@ -151,11 +155,12 @@ def _probe_batch(
     return out
 
 
-def _share_right(margins: Sequence[float]) -> float:
+def share_right(margins: Sequence[float]) -> float:
+    """Share of margins above zero; a tie counts one half."""
     return sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins) / len(margins)
 
 
 def _share_first(margins: Sequence[float]) -> float:
     """Share of the two orders (context first, context second) in which option A wins."""
     first, second = margins
-    return _share_right([first, -second])
+    return share_right([first, -second])

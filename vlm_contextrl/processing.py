@@ -33,6 +33,7 @@ class ProcessedImage:
     grid_thw: tuple[int, int, int]
     n_tokens: int  # placeholders it takes in the prompt
     load: Callable[[], Tensor]
+    comes_again: bool = True  # or else its features are not worth a place in the cache
 
     @property
     def patches_ND(self) -> Tensor:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vlm_contextrl.asked_pairs import ask, further_contexts
 from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.probe import contexts, selection_prompt
 from vlm_contextrl.prompts import Style
 from vlm_contextrl.runlog import RunDirectory
+from vlm_contextrl.term_settings import SelectionTerm
+from vlm_contextrl.training_rows import OtherContexts
 from vlm_contextrl.vqa import question_prompt
 
 
@@ -61,7 +64,16 @@ def question_length(policy: Policy, row: QuestionRow, style: Style) -> int:
     return len(question_prompt(policy.processor, row, style))
 
 
-def pair_length(policy: Policy, pair: ContrastivePair, style: Style) -> int:
-    shown = contexts(policy.processor, pair)
-    both_ways = [each for each in (pair, pair.reversed()) if each is not None]
-    return max(len(selection_prompt(policy.processor, each, shown)) for each in both_ways)
+class PairLength:
+    """Of the longest prompt about a pair, in either direction and with all contexts that a term shows."""
+
+    def __init__(self, config: RunConfig, other_contexts: OtherContexts | None) -> None:
+        terms = [t for stage in config.stages for t in stage.objective if isinstance(t, SelectionTerm)]
+        self.longer_choices = [term for term in terms if term.contexts > 2]
+        self.other_contexts = other_contexts
+
+    def __call__(self, policy: Policy, pair: ContrastivePair, style: Style) -> int:
+        shown = [further_contexts(term, pair, self.other_contexts) for term in self.longer_choices] or [[]]
+        rng = random.Random(pair.id)  # any order: all are equally long
+        asked = [ask(policy.processor, pair, rng, reverse=True, others=others) for others in shown]
+        return max(len(each.prompt) for choice in asked for each in choice)

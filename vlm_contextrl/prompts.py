@@ -93,11 +93,8 @@ def selection_messages(
     if not 2 <= count <= len(ascii_uppercase):
         raise ValueError(f"selection prompt over {count} contexts; expected 2 to {len(ascii_uppercase)}")
     letters = ascii_uppercase[:count]
-    asked = _checked(f"Question: {query}{option_lines(options)}\nAnswer: {shown_answer(answer, options)}\n")
     names = f"{', '.join(letters[:-1])} or {letters[-1]}"
-    tail = asked + (
-        f"Which {'image' if kind == 'image' else 'context'} supports the answer? Output {names} directly."
-    )
+    tail = f"{_which_supports(query, answer, options, kind)} Output {names} directly."
     content: list[dict[str, str]] = []
     if kind == "text":
         body = "".join(
@@ -110,6 +107,23 @@ def selection_messages(
             content.append({"type": "image"})
         content.append({"type": "text", "text": f"\n{tail}"})
     return [{"role": "user", "content": content}]
+
+
+def selection_query(
+    query: str, answer: str, options: Sequence[str] = (), kind: ContextKind = "image"
+) -> tuple[str, tuple[str, str]]:
+    """(query, options) that ask the same of two contexts as an ordinary multiple-choice question, for `vqa_messages`."""
+    noun = _noun(kind)
+    return _which_supports(query, answer, options, kind), (f"the first {noun}", f"the second {noun}")
+
+
+def _which_supports(query: str, answer: str, options: Sequence[str], kind: ContextKind) -> str:
+    asked = f"Question: {query}{option_lines(options)}\nAnswer: {shown_answer(answer, options)}\n"
+    return _checked(f"{asked}Which {_noun(kind)} supports the answer?")
+
+
+def _noun(kind: ContextKind) -> str:
+    return "image" if kind == "image" else "context"
 
 
 def shown_answer(answer: str, options: Sequence[str]) -> str:

@@ -21,31 +21,26 @@ import psutil
 import torch
 
 from vlm_contextrl.checkpoints import export, load_checkpoint, save_checkpoint, usable_checkpoint
-from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm
+from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import ContextRLError, InputError
 from vlm_contextrl.evaluation import HeldOut
 from vlm_contextrl.models import autocast, load_policy, product_dtype
 from vlm_contextrl.packing import under_budget
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.prompt_lengths import Overlong, pair_length, question_length
+from vlm_contextrl.prompt_lengths import Overlong, PairLength, question_length
 from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.reference_model import ReferenceModel
 from vlm_contextrl.rewards import load_reward
 from vlm_contextrl.rollout import Engine, OwnEngine
 from vlm_contextrl.runlog import RunDirectory, check_run_folder
-from vlm_contextrl.scored_rollouts import ScoredRollouts
+from vlm_contextrl.scored_rollouts import ScoredRollouts, UpdateGroups
 from vlm_contextrl.sharding import clip_gradients, gathered, idle_loss, is_sharded, shard, untouched_vision
-from vlm_contextrl.storage import content_hash, read_pairs, read_questions
-from vlm_contextrl.streams import ShuffledStream
-from vlm_contextrl.terms import (
-    Group,
-    PolicyObjective,
-    SelectionObjective,
-    Term,
-    Update,
-    completion_logps,
-)
+from vlm_contextrl.stages import build_stages, other_contexts
+from vlm_contextrl.storage import content_hash
+from vlm_contextrl.terms import Group, Metrics, PreparedTerm, Share, Update, completion_logps
+from vlm_contextrl.training_data import TrainingData
+from vlm_contextrl.training_rows import OtherContexts, training_rows
 
 
 class NonFiniteUpdatesError(ContextRLError, RuntimeError):
@@ -80,17 +75,17 @@ def _train(
         check_run_folder(run_dir, config, resume=resume)
     for name in config.policy_term.rewards:
         load_reward(name, config.data.prompt_style)
-    questions = read_questions(config.data.questions)
-    pairs = read_pairs(config.data.pairs) if config.data.pairs else []
+    questions, pairs = training_rows(config.data, config.seed)
+    others = other_contexts(config, pairs)
     held_out = HeldOut(config.data)
     policy = load_for_training(config, ranks)
     rejects = Overlong(config)
     question_at = rejects.usable(policy, questions, "questions", question_length)
-    pair_at = rejects.usable(policy, pairs, "pairs", pair_length) if pairs else []
+    pair_at = rejects.usable(policy, pairs, "pairs", PairLength(config, others)) if pairs else []
     run = RunDirectory(run_dir, config, resume=resume, writes=ranks.is_first)
     if ranks.is_first:
         rejects.write(run)
-    trainer = Trainer(config, run, ranks, policy, questions, question_at, pairs, pair_at, held_out)
+    trainer = Trainer(config, run, ranks, policy, questions, question_at, pairs, pair_at, held_out, others)
     return trainer.fit(resume, on_step)
 
 
@@ -114,26 +109,17 @@ class Trainer:
         pairs: Sequence[ContrastivePair],
         pair_at: list[int],
         held_out: HeldOut,
+        others: OtherContexts | None = None,
     ) -> None:
         self.config, self.run, self.ranks, self.policy = config, run, ranks, policy
-        self.questions, self.question_at = questions, question_at
-        self.pairs, self.pair_at = pairs, pair_at
+        self.data = TrainingData(questions, question_at, pairs, pair_at, config.seed)
         self.held_out = held_out
         folders = {"questions": config.data.questions, "pairs": config.data.pairs}
         self.data_hashes = {name: content_hash(folder) for name, folder in folders.items() if folder}
-        self.question_stream = ShuffledStream(len(question_at), config.seed, "questions")
-        self.pair_stream = ShuffledStream(max(1, len(pair_at)), config.seed, "pairs")
-        self.steps = config.steps or math.ceil(
-            (config.epochs or 0) * len(question_at) / config.rollout.prompts_per_step
-        )
-        self.selection_term = next((t for t in config.objective if isinstance(t, SelectionTerm)), None)
-        rollout = config.rollout
-        self.terms: list[Term] = [
-            PolicyObjective(t, rollout.max_new_tokens, rollout.temperature)
-            if isinstance(t, PolicyTerm)
-            else SelectionObjective(t)
-            for t in config.objective
-        ]
+        self.stages = build_stages(config, self.data.n_questions, self.data.n_pairs, others)
+        self.steps = self.stages[-1].last
+        self.stage = self.stages[0]
+        self.terms = list(self.stage.terms)
         if ranks.world > 1 and config.model.tuning == "full":
             shard(policy, ranks, product_dtype(config.model))
         self.trainable = [p for p in policy.parameters() if p.requires_grad]
@@ -159,7 +145,9 @@ class Trainer:
             self.config.model,
             self.policy.processor,
             max_model_len=data.max_prompt_tokens + rollout.max_new_tokens,
-            max_images=max(1, *(len(self.questions[i].images) for i in self.question_at)),
+            max_images=max(
+                2 if any(stage.selections_per_update for stage in self.stages) else 1, self.data.most_images()
+            ),
             gpu_memory_share=rollout.vllm_memory_share,
             seed=self.config.seed,
         )
@@ -187,19 +175,17 @@ class Trainer:
         return metrics
 
     def step(self, step: int) -> dict[str, Any]:
-        """One rollout and its updates, written to the run directory."""
+        """One rollout, if the stage has any, and its updates, written to the run directory."""
         began = time.monotonic()
-        per_step, per_update = self.config.rollout.prompts_per_step, self.config.optim.prompts_per_update
-        taken = self.question_stream.take(per_step)
-        chunks = [self.ranks.part(range(at, at + per_update)) for at in range(0, per_step, per_update)]
-        rows = {p: self.questions[self.question_at[taken[p]]] for chunk in chunks for p in chunk}
-        groups, about_rollouts = self.rollouts(step, rows)
+        self._enter_stage_of(step)
+        updates, about_rollouts = self.rollouts.of_step(step, self.data, self.stage)
         rolled = time.monotonic()
-        updated = self._update_all(step, [[groups[p] for p in chunk] for chunk in chunks])
+        updated = self._update_all(step, updates)
         metrics = {"step": step, **about_rollouts, **updated}
         self._watch_gap(metrics)
         self.run.write("metrics", metrics)
-        self._write_samples(step, list(groups.values()))
+        for groups in ([g for u in updates for g in u.questions], [g for u in updates for g in u.selections]):
+            self._write_samples(step, groups)
         self.run.write(
             "timings",
             {
@@ -210,6 +196,14 @@ class Trainer:
             },
         )
         return metrics
+
+    def _enter_stage_of(self, step: int) -> None:
+        """A stage has its own terms, and begins with an optimizer that remembers nothing."""
+        stage = next(stage for stage in self.stages if step <= stage.last)
+        if stage is not self.stage:
+            self.stage, self.terms = stage, list(stage.terms)
+            if step == stage.first:
+                self.optimizer.state.clear()
 
     def autocast(self) -> Any:
         """Matrix products in bfloat16 where the configuration says so."""
@@ -237,28 +231,39 @@ class Trainer:
 
     # ------------------------------------------------------------ updates
 
-    def _update_all(self, step: int, chunks: Sequence[Sequence[Group]]) -> dict[str, float]:
+    def _update_all(self, step: int, updates: Sequence[UpdateGroups]) -> dict[str, float]:
         """All optimizer updates of one rollout; metrics are means over updates."""
-        groups = [group for chunk in chunks for group in chunk]
-        if len(chunks) > 1:
-            self._fill_logps(groups, self.policy, "old_logps")
-        if self.reference is not None:
-            with self.reference.active() as reference:
-                self._fill_logps(groups, reference, "ref_logps")
+        questions = [group for update in updates for group in update.questions]
+        selections = [group for update in updates for group in update.selections]
+        for groups in (
+            questions,
+            selections,
+        ):  # never in one forward: its last digits depend on all that is in it
+            if len(updates) > 1:
+                self._fill_logps(groups, self.policy, "old_logps")
+            if self.reference is not None:
+                with self.reference.active() as reference:
+                    self._fill_logps(groups, reference, "ref_logps")
+        self._prepare(step, questions)
         self._set_learning_rate(step)
         collected: list[dict[str, float]] = []
-        for number, chunk in enumerate(chunks):
-            pairs: list[ContrastivePair] = []
-            if self.selection_term is not None:
-                taken = self.pair_stream.take(self.selection_term.pairs_per_update)
-                pairs = [self.pairs[self.pair_at[i]] for i in self.ranks.part(taken)]
+        for number, own in enumerate(updates):
+            pairs = self.data.pairs(self.stage.pairs_per_update, self.ranks.part)
             order_seed = f"{self.config.seed}:orders:{step}:{number}"
-            collected.append(self.update(Update(chunk, pairs, order_seed, self.ranks.total)))
+            update = Update(own.questions, pairs, order_seed, self.ranks.total, own.selections)
+            collected.append(self.update(update))
         per_name: dict[str, list[float]] = defaultdict(list)
         for metrics in collected:
             for name, value in metrics.items():
                 per_name[name].append(value)
         return {name: sum(values) / len(values) for name, values in sorted(per_name.items())}
+
+    def _prepare(self, step: int, groups: Sequence[Group]) -> None:
+        for term in self.terms:
+            if isinstance(term, PreparedTerm):
+                with self.autocast():
+                    budget = self.config.optim.tokens_per_micro_batch
+                    term.prepare(self.policy, groups, f"{self.config.seed}:prepare:{step}", budget)
 
     def update(self, update: Update) -> dict[str, float]:
         """One optimizer update; a loss or gradient that is not finite leaves the weights as they are."""
@@ -285,10 +290,16 @@ class Trainer:
         }
 
     def backward(self, update: Update) -> dict[str, float]:
-        """Gradients of the weighted sum of all terms, micro-batch by micro-batch, summed over the ranks; metrics likewise."""
+        """Gradients of the weighted sum of all terms, micro-batch by micro-batch, summed over the ranks; metrics likewise.
+
+        A term with weight 0 is measured and leaves no gradient, not even zeros, by which an optimizer would move weights.
+        """
         metrics: dict[str, float] = {"loss": 0.0}
         for term in self.terms:
             shares = list(term.shares(self.policy, update, self.config.optim.tokens_per_micro_batch))
+            if not term.weight:
+                self._measure(shares, metrics)
+                continue
             if is_sharded(self.policy):
                 # Ranks meet in every layer, so all make as many passes as the busiest.
                 missing = max(self.ranks.gather(len(shares))) - len(shares)
@@ -298,19 +309,20 @@ class Trainer:
                     loss, parts = share()
                 (term.weight * loss + untouched_vision(self.policy)).backward()
                 metrics["loss"] += term.weight * float(loss.detach())
-                for name, value in parts.items():
-                    metrics[name] = metrics.get(name, 0.0) + value
+                _add(parts, metrics)
         if not is_sharded(self.policy):
             self.ranks.add_gradients(self.trainable)
         return self.ranks.total_by_name(metrics)
 
+    @torch.no_grad()
+    def _measure(self, shares: Sequence[Share], metrics: dict[str, float]) -> None:
+        with gathered(self.policy), self.autocast():
+            for share in shares:
+                _add(share()[1], metrics)
+
     def _set_learning_rate(self, step: int) -> None:
-        optim = self.config.optim
-        factor = min(1.0, step / optim.warmup_steps) if optim.warmup_steps else 1.0
-        if optim.schedule == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate * factor
+            group["lr"] = self.stage.learning_rate_at(step, self.config.optim)
 
     @torch.no_grad()
     def _fill_logps(self, groups: Sequence[Group], policy: Policy, name: str) -> None:
@@ -349,8 +361,7 @@ class Trainer:
         state = {
             "step": step,
             "data": self.data_hashes,
-            "questions": self.question_stream.position,
-            "pairs": self.pair_stream.position,
+            **self.data.positions(),
             "skipped_in_a_row": self.skipped_in_a_row,
         }
         folder = self.run.path / "checkpoints"
@@ -368,15 +379,20 @@ class Trainer:
             raise InputError(
                 f"{self.run.path}: resumed on other data, data.{changed[0]} was changed since {place.name}; restore it or start anew"
             )
-        self.question_stream.position, self.pair_stream.position = state["questions"], state["pairs"]
+        self.data.go_to(state)
         self.skipped_in_a_row = state["skipped_in_a_row"]
         self.run.truncate(state["step"])
         return int(state["step"])
 
 
+def _add(parts: Metrics, metrics: dict[str, float]) -> None:
+    for name, value in parts.items():
+        metrics[name] = metrics.get(name, 0.0) + value
+
+
 def _bar_fields(metrics: dict[str, Any]) -> dict[str, str]:
-    selection = metrics.get("selection_accuracy")
+    reward, selection = metrics.get("reward_mean"), metrics.get("selection_accuracy")
     return {
-        "reward": f"reward {metrics['reward_mean']:.2f}",
+        "reward": "" if reward is None else f"reward {reward:.2f}",
         "selection": "" if selection is None else f"selection {selection:.2f}",
     }

@@ -7,5 +7,7 @@ from __future__ import annotations
 OBJECTIVES: dict[str, str] = {
     "policy": "vlm_contextrl.objectives.policy",
     "selection_loss": "vlm_contextrl.objectives.selection_loss",
+    "selection_reward": "vlm_contextrl.objectives.selection_reward",
+    "perception_kl": "vlm_contextrl.objectives.perception_kl",
     "supervised": "vlm_contextrl.objectives.supervised",
 }

@@ -4,7 +4,8 @@
     L = 1/pairs sum_z -log sigmoid(clip(D_z))
 
 l_k is the logit of option letter k at the position after the prompt, l+ the one of the context that supports
-the answer. -log sigmoid(D) is exactly the cross-entropy over the K options, so K > 2 is the same loss.
+the answer. -log sigmoid(D) is exactly the cross-entropy over the K options, so K > 2 (`contexts`, ours) is the same loss: the pair's two
+contexts and K - 2 of other pairs, which answer the same query differently, or another one (training_rows.py).
 Source: arXiv 2606.17053 (two options, clip to [-c, c] with c = 5).
 
 clip "two_sided" (the paper): no gradient outside [-c, c], neither for pairs that are confidently right
@@ -81,17 +82,18 @@ def selection_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """This batch's share of the step's loss (0-d, with gradient) and of its metrics (0-d, detached).
 
-    Metrics, means over pairs unless said otherwise: selection_loss; selection_accuracy (D > 0, a tie is
-    wrong); margin; outside_clip_right (D > c) and outside_clip_wrong (D < -c), whatever the clip is;
-    no_gradient (the pairs that the clip really flattens); position_a_rate (rows whose largest logit is the
-    first option's, a tie of k counting 1/k; 0.5 is unbiased).
+    Metrics, means over pairs unless said otherwise: selection_loss; selection_accuracy (the supporting
+    logit is the largest, which is D > 0 for two options; a tie is wrong); margin; outside_clip_right
+    (D > c) and outside_clip_wrong (D < -c), whatever the clip is; no_gradient (the pairs that the clip
+    really flattens); position_a_rate (rows whose largest logit is the first option's, a tie of k counting
+    1/k; 1/K is unbiased).
 
     Raises ValueError for inconsistent shapes, and for pairs that are not two rows with different positions
     of the support.
     """
     if pairs <= 0:
         raise ValueError(f"pairs is {pairs}, expected the number of pairs in the whole step")
-    margins_B = _margins(batch)
+    margins_B, ahead_B = _margins(batch)
     margins_Z = _average_orders(margins_B, batch) if config.orders == "both" else margins_B
     c = config.clip_value
     if config.clip == "two_sided":
@@ -103,6 +105,7 @@ def selection_loss(
     loss = softplus(-clipped_Z).sum() / pairs
 
     detached_Z, logits_BO = margins_Z.detach(), batch.logits_BO.detach()
+    ahead_Z = detached_Z if config.orders == "both" else ahead_B.detach()
     right_Z, wrong_Z = detached_Z > c, detached_Z < -c
     flat = {"two_sided": right_Z | wrong_Z, "one_sided": right_Z, "none": torch.zeros_like(right_Z)}
     largest_BO = (logits_BO == logits_BO.amax(dim=1, keepdim=True)).to(margins_B.dtype)
@@ -112,7 +115,7 @@ def selection_loss(
 
     metrics = {
         "selection_loss": loss.detach(),
-        "selection_accuracy": share(detached_Z > 0),
+        "selection_accuracy": share(ahead_Z > 0),
         "margin": detached_Z.sum() / pairs,
         "outside_clip_right": share(right_Z),
         "outside_clip_wrong": share(wrong_Z),
@@ -122,8 +125,9 @@ def selection_loss(
     return loss, metrics
 
 
-def _margins(batch: SelectionBatch) -> Tensor:
-    """Logit of the supporting option minus the log-sum-exp of the others', per row; at least in float32."""
+def _margins(batch: SelectionBatch) -> tuple[Tensor, Tensor]:
+    """Logit of the supporting option minus the log-sum-exp of the others', and minus the largest of the others', per row; at least in
+    float32."""
     logits_BO, support_B = batch.logits_BO, batch.support_B.long()
     if logits_BO.dim() != 2 or logits_BO.shape[1] < 2 or support_B.shape != logits_BO.shape[:1]:
         shapes = f"logits {list(logits_BO.shape)} and support {list(support_B.shape)}"
@@ -131,8 +135,9 @@ def _margins(batch: SelectionBatch) -> Tensor:
     if logits_BO.dtype in (torch.float16, torch.bfloat16):
         logits_BO = logits_BO.float()
     is_support_BO = one_hot(support_B, logits_BO.shape[1]).bool()
-    others_B = logits_BO.masked_fill(is_support_BO, -torch.inf).logsumexp(dim=1)
-    return logits_BO.gather(1, support_B.unsqueeze(1)).squeeze(1) - others_B
+    others_BO = logits_BO.masked_fill(is_support_BO, -torch.inf)
+    support_logit_B = logits_BO.gather(1, support_B.unsqueeze(1)).squeeze(1)
+    return support_logit_B - others_BO.logsumexp(dim=1), support_logit_B - others_BO.amax(dim=1)
 
 
 def _average_orders(margins_B: Tensor, batch: SelectionBatch) -> Tensor:

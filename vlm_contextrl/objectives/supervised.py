@@ -2,7 +2,11 @@
 
     L = -1/tokens sum_it mask_it logp_it
 
-The SFT stage of the DA-SFT arm (arXiv 2606.17053), and what trains the embedded tiny model.
+The SFT stage of the DA-SFT arm (arXiv 2606.17053): the answers are the letters after selection prompts, each with the token that ends the
+turn. (The embedded model is trained by sums of its own over packed rows, data_recipes/tinyvl.)
+
+Deviation: the paper says "supervised fine-tuning on them first" and no more; prompt and letters are those of the selection loss, the
+learning rate and the number of steps are ours.
 
 Denominator: `tokens` is the number of masked tokens of the WHOLE optimizer step over all ranks, so the
 losses (and metrics) of its micro-batches add up.
