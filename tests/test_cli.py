@@ -88,6 +88,7 @@ COMMANDS = {
         "--shown",
         "--allow-different-settings",
     ],
+    "study": ["CONFIG", "KEY=VALUE", "--out", "--quick", "--json"],
     "demo": ["--out", "--quick"],
     "doctor": ["--json"],
     "tinyvl": [],
@@ -333,7 +334,7 @@ def test_train_by_path_into_a_named_folder(run: Run, trained: dict[str, Any], tm
 def test_train_lists_the_shipped_configurations(run: Run, trained: dict[str, Any]) -> None:
     status, _, err = run("train", "tiny_contxtrl")
     assert status == 2
-    assert "tiny_contextrl, tiny_grpo" in err
+    assert "tiny_contextrl, tiny_da_rl, tiny_da_sft, tiny_grpo, tiny_papo" in err
     assert not trained
 
 

@@ -13,7 +13,16 @@ from typing import Annotated
 import typer
 
 from vlm_contextrl import __version__
-from vlm_contextrl.commands import benching, comparing, diagnosis, evaluating, measuring, pairs, training
+from vlm_contextrl.commands import (
+    benching,
+    comparing,
+    diagnosis,
+    evaluating,
+    measuring,
+    pairs,
+    studying,
+    training,
+)
 from vlm_contextrl.errors import ContextRLError
 
 # Without markup typer leaves rich out of help, which is faster, and prints square brackets as they are.
@@ -49,6 +58,7 @@ app.command("merge")(training.merge)
 app.command("probe")(measuring.probe)
 app.add_typer(evaluating.app, name="eval")
 app.command("compare")(comparing.compare)
+app.command("study")(studying.study)
 app.command("demo")(training.demo)
 app.command("doctor")(diagnosis.doctor)
 app.add_typer(training.tinyvl_app, name="tinyvl")

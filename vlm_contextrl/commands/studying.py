@@ -1,0 +1,42 @@
+"""`study`: arms x seeds at equal budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlm_contextrl.commands.arguments import JsonFile, RunOverrides, run_config
+from vlm_contextrl.commands.results import show_table
+from vlm_contextrl.result_files import write_json
+
+
+def study(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="YAML file, or the name of a shipped one, e.g. study_tiny."),
+    ],
+    overrides: RunOverrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Study folder; the same again goes on.", show_default="runs/NAME"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller, as `quick` of the file says.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Train every arm with every seed, measure all of them, compare.
+
+    Cells that are finished are kept, those that were interrupted go on; a cell that failed is tried again.
+    """
+    from vlm_contextrl.study.run import CellsFailedError, run_study
+    from vlm_contextrl.study.tables import LABELS, accuracy_rows, difference_rows
+
+    result, folder = run_study(run_config(config), out, overrides or [], quick=quick)
+    write_json(json_file, result)
+    show_table("Accuracy, % (95% interval)", ("arm", *LABELS.values()), accuracy_rows(result))
+    show_table(f"Minus {result['baseline']}, points", ("arm", *LABELS.values()), difference_rows(result))
+    print(f"Report: {folder / 'study.html'}")
+    if result["failed"]:
+        names = "; ".join(f"{name}: {reason}" for name, reason in result["failed"].items())
+        raise CellsFailedError(f"cells failed: {names}; the same command tries them again")

@@ -1,0 +1,89 @@
+"""What every arm may use and what it did use. A comparison of objectives is one of objectives only at equal budgets.
+
+Equal by assertion: the model that the arms start from, the questions, rollout steps with their optimizer updates, rollouts (prompts x
+completions) and their longest length. Reported instead, as cost: what an arm adds to that, such as a supervised stage before, selection
+prompts beside the questions, pairs, time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_contextrl.config import RunConfig
+from vlm_contextrl.errors import ConfigError
+
+Budget = dict[str, Any]
+Record = Mapping[str, Any]
+
+
+def budget_of(config: RunConfig) -> Budget:
+    """What is equal between arms, by the names that an error gives it."""
+    rollout, steps = config.rollout, config.steps or 0
+    return {
+        "model.path": config.model.path,
+        "model.adapter": config.model.adapter,
+        "data.questions": str(config.data.questions),
+        "steps": steps,
+        "updates": steps * _updates_per_step(config),
+        "rollouts": steps * rollout.prompts_per_step * rollout.completions_per_prompt,
+        "rollout.completions_per_prompt": rollout.completions_per_prompt,
+        "rollout.max_new_tokens": rollout.max_new_tokens,
+    }
+
+
+def check_equal(configs: Mapping[str, RunConfig], baseline: str) -> None:
+    """ConfigError that names the first arm whose budget is not the baseline's, and in what."""
+    expected = budget_of(configs[baseline])
+    for arm, config in configs.items():
+        if any(stage.steps is None for stage in config.stages):
+            raise ConfigError(f"arm {arm!r}: counts epochs, expected `steps` in every stage")
+        for name, value in budget_of(config).items():
+            if value != expected[name]:
+                raise ConfigError(
+                    f"arm {arm!r}: {name} is {value}, expected {expected[name]} as in {baseline!r}: arms are compared at equal budgets"
+                )
+
+
+def total_steps(config: RunConfig) -> int:
+    """Steps of all stages."""
+    return sum(stage.steps or 0 for stage in config.stages)
+
+
+def check_spent(name: str, config: RunConfig, metrics: Sequence[Record]) -> None:
+    """ConfigError when a finished cell recorded other steps or rollouts than it was to make."""
+    steps, rollouts = total_steps(config), sum("reward_mean" in record for record in metrics)
+    if [record["step"] for record in metrics] != list(range(1, steps + 1)) or rollouts != config.steps:
+        raise ConfigError(
+            f"{name}: metrics.jsonl holds {len(metrics)} steps, {rollouts} of them with rollouts, expected {steps} and {config.steps}; "
+            "remove the cell's folder and start again"
+        )
+
+
+def cost(config: RunConfig, metrics: Sequence[Record], timings: Sequence[Record]) -> dict[str, float]:
+    """train_s: seconds of rollouts and updates. updates: of the optimizer. rollouts, generated_tokens: completions and their tokens.
+    pairs: contrastive instances, trained on or asked. peak_mib: largest resident memory of the process."""
+    rollout, G = config.rollout, config.rollout.completions_per_prompt
+    per_step = _updates_per_step(config)
+    ratio = sum(getattr(term, "ratio", 0) for term in config.objective)
+    asked_per_step = max(1, round(ratio * config.optim.prompts_per_update)) * per_step if ratio else 0
+    sampled = [record for record in metrics if "reward_mean" in record]
+    pairs = sum((stage.steps or 0) * stage.pairs_per_update for stage in config.before)
+    pairs += len(sampled) * (config.stages[-1].pairs_per_update * per_step + asked_per_step)
+    tokens = sum(
+        m["completion_tokens"] * rollout.prompts_per_step
+        + m.get("selection_completion_tokens", 0) * asked_per_step
+        for m in sampled
+    )
+    return {
+        "train_s": sum(t["rollout_s"] + t["update_s"] for t in timings),
+        "updates": float(len(metrics) - len(sampled) + len(sampled) * per_step),
+        "rollouts": float(len(sampled) * (rollout.prompts_per_step + asked_per_step) * G),
+        "generated_tokens": tokens * G,
+        "pairs": float(pairs),
+        "peak_mib": max((t["host_mib"] for t in timings), default=0.0),
+    }
+
+
+def _updates_per_step(config: RunConfig) -> int:
+    return config.rollout.prompts_per_step // config.optim.prompts_per_update
