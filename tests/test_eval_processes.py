@@ -154,9 +154,8 @@ def test_a_judge_that_is_down_is_no_score(root: Path, tmp_path: Path) -> None:
 def test_own_pairs_by_generation(tmp_path: Path, root: Path) -> None:
     """A folder of rendered pairs is a probe of its own name."""
     pairs = tmp_path / "my_pairs"
-    subprocess.run(
-        [sys.executable, "-m", "vlm_contextrl", "pairs", "render", "count=4", "seed=1", "--out", str(pairs)], check=True, capture_output=True
-    )  # fmt: skip
+    render = ["pairs", "render", "count=4", "seed=1", "--out", str(pairs)]
+    subprocess.run([sys.executable, "-m", "vlm_contextrl", *render], check=True, capture_output=True)
     results, _ = finished(
         root, tmp_path / "out", *ASKED, "--benchmarks", pairs, "--probe-mode", "generation", "--limit", 3
     )
