@@ -1,7 +1,7 @@
 """Two or more runs over the same samples: what differs, what is noise, which samples changed.
 
-The first run is the baseline, every other run is held against it (`statistics.py`). Only benchmarks that all runs have finished are
-compared, and of them only samples that all runs have; what is left out is named. Runs that were asked differently are refused.
+The first run is the baseline, every other run is held against it (`statistics.py`). Only benchmarks and probes that all runs have finished
+are compared, and of them only samples that all runs have; what is left out is named. Runs that were asked differently are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_contextrl.errors import ConfigError, InputError
+from vlm_contextrl.eval.compare_probes import compare_probes
 from vlm_contextrl.eval.published import MARK, METHODS, SOURCE, guessed_model, published
 from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
 from vlm_contextrl.eval.run_folders import Key, RunFolder, Sample, Samples, read_runs
@@ -90,7 +91,12 @@ def compare_runs(
         benchmarks[benchmark.name] = _entry(matched, values[benchmark.name], seed)
         for run, of_run in zip(runs[1:], matched.samples[1:], strict=True):
             comparison.shown[benchmark.name, run.name] = _drawn(matched, run, of_run, shown, seed)
-    if not benchmarks:
+    probes = compare_probes(runs, seed)
+    if probes.different and not allow_different_settings:
+        _refuse(probes.different[0])
+    different += probes.different
+    left_out |= probes.left_out
+    if not benchmarks and not probes.entries:
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
         raise InputError(f"compare: no finished benchmark in common{reasons}; finish one in all runs first")
     comparison.result = {
@@ -99,7 +105,8 @@ def compare_runs(
         "different_settings": different,
         "left_out": left_out,
         "benchmarks": benchmarks,
-        "average": _average(runs, list(values.values()), seed),
+        "average": _average(runs, list(values.values()), seed) if benchmarks else None,
+        "probes": probes.entries,
     }
     _put_published_beside(comparison.result, published_model)
     return comparison
@@ -176,7 +183,8 @@ def _put_published_beside(result: dict[str, Any], model: str) -> None:
     for name, entry in result["benchmarks"].items():
         entry["published"] = numbers.get(name)
     is_whole = result["benchmarks"].keys() == BENCHMARKS.keys()
-    result["average"]["published"] = numbers.get("average") if is_whole else None
+    if result["average"]:
+        result["average"]["published"] = numbers.get("average") if is_whole else None
     source = {"source": SOURCE, "mark": MARK, "model": key}
     result["published"] = {**source, "methods": list(METHODS[str(key)])} if numbers else None
 

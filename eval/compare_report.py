@@ -42,11 +42,15 @@ def compare_page(comparison: Comparison) -> str:
     sections += [_how_to_read(result), _settings(result)]
     title = f"{', '.join(others)} against {result['baseline']}"
     model = result["runs"][result["baseline"]]["settings"].get("model")
-    n = len(result["benchmarks"])
-    lead = (
-        f"{n} benchmark{'s' * (n > 1)}, {result['average']['n']:,} samples that all runs have answered. "
-        f"Baseline: {result['baseline']} ({model})."
-    )
+    counts = [
+        f"{len(entries)} {kind}{'s' * (len(entries) > 1)}, {sum(entry['n'] for entry in entries.values()):,} {units}"
+        for kind, units, entries in (
+            ("benchmark", "samples", result["benchmarks"]),
+            ("selection probe", "pairs", result["probes"]),
+        )
+        if entries
+    ]
+    lead = f"{'; '.join(counts)} that all runs have answered. Baseline: {result['baseline']} ({model})."
     return page(title, lead, sections)
 
 
@@ -57,7 +61,7 @@ def p_words(p_value: float) -> str:
 
 def _headline(result: Result, others: Sequence[str]) -> str:
     cards = ""
-    for name in others:
+    for name in others if result["average"] else ():
         found = result["average"]["against_baseline"][name]
         accuracy = result["average"]["accuracy"]
         verdicts = Counter(
@@ -75,7 +79,7 @@ def _headline(result: Result, others: Sequence[str]) -> str:
             f'<span class="now">+{found["became_right"]:,}</span> <span class="was">\N{MINUS SIGN}{found["became_wrong"]:,}</span></p>'
             f'<p class="gain">Benchmarks: {counted}</p></div>'
         )
-    return f'<section class="grid headline" aria-label="Result">{cards}</section>'
+    return f'<section class="grid headline" aria-label="Result">{cards}</section>' if cards else ""
 
 
 def _warnings(result: Result) -> str:
@@ -86,14 +90,14 @@ def _warnings(result: Result) -> str:
         for d in result["different_settings"]
     ]
     said += [f"{name} is left out: {reason}" for name, reason in result["left_out"].items()]
-    for name, entry in result["benchmarks"].items():
+    for name, entry in [*result["benchmarks"].items(), *result["probes"].items()]:
         for run, keys in entry["only_in"].items():
             if keys:
                 first = ", ".join("/".join(key) for key in keys[:3])
                 said.append(
                     f"{name}: {len(keys):,} samples of {run} are not in all runs and not compared: {first}, ..."
                 )
-        for run, share in entry["truncated"].items():
+        for run, share in entry.get("truncated", {}).items():
             if share >= _CUT_NOTED_FROM:
                 said.append(
                     f"{name}: {number(100 * share, 1)}% of the answers of {run} were cut at the length limit"
@@ -105,9 +109,11 @@ def _warnings(result: Result) -> str:
 
 
 def _rows(result: Result) -> list[tuple[str, Mapping[str, Any]]]:
-    """(title, entry) of every benchmark, the average last."""
-    rows = [(entry["benchmark"], entry) for entry in result["benchmarks"].values()]
-    return [*rows, ("average", result["average"])]
+    """(title, entry) of every benchmark, of their average, of every probe."""
+    benchmarks, probes = (
+        [(entry["benchmark"], entry) for entry in result[kind].values()] for kind in ("benchmarks", "probes")
+    )
+    return [*benchmarks, *([("average", result["average"])] if result["average"] else []), *probes]
 
 
 def _charts(result: Result, name: str, number_of_run: int) -> str:
@@ -155,7 +161,7 @@ def _table(result: Result, name: str) -> str:
     rows: list[Cells] = []
     for title, entry in _rows(result):
         found = entry["against_baseline"][name]
-        published = entry["published"] or {}
+        published = entry.get("published") or {}
         rows.append(
             (
                 (title, f"n = {entry['n']:,}"),

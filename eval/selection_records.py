@@ -55,6 +55,12 @@ def measures(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
     return {name: bootstrap(values, seed) for name, values in of_units.items()}
 
 
+def selection_shares(path: Path) -> dict[tuple[str, str], float]:
+    """(id, digest of what was asked) -> share of both orders in which the context is chosen, of a probe's `per_pair.jsonl`."""
+    records = list(read_lines(path, "delete it and run the probe again"))[1:]
+    return {(record["id"], record["digest"]): _mean(_right(record, "")) for record in records}
+
+
 def _shown(record: Record, which: str) -> list[Any] | None:
     found: list[Any] | None = record[f"{which}{'margins' if 'margins' in record else 'choices'}"]
     return found

@@ -65,17 +65,24 @@ def latex_table(result: Result) -> str:
         lines.append(" & " * first + rf"\multicolumn{{{len(methods)}}}{{c}}{{{over}}} \\")
         lines.append(rf"\cmidrule(lr){{{first + 1}-{len(headers)}}}")
     lines += [" & ".join(headers) + r" \\", r"\midrule"]
-    *benchmarks, average = rows(result)
-    lines += [_latex_row(row) for row in benchmarks]
-    lines += [r"\midrule", _latex_row(average), r"\bottomrule", r"\end{tabular}"]
+    blocks = ["\n".join(_latex_row(row) for row in block) for block in _blocks(result) if block]
+    lines += ["\n\\midrule\n".join(blocks), r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\caption{{{_escaped(caption(result), _LATEX)}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
 def rows(result: Result) -> list[Row]:
-    """The benchmarks in the order of the registry, the average last."""
-    entries = [(entry["benchmark"], entry) for entry in result["benchmarks"].values()]
-    return [_row(title, entry, result) for title, entry in [*entries, ("Average", result["average"])]]
+    """The benchmarks in the order of the registry, their average, the selection probes."""
+    return [row for block in _blocks(result) for row in block]
+
+
+def _blocks(result: Result) -> list[list[Row]]:
+    average = [_row("Average", result["average"], result)] if result["average"] else []
+    benchmarks, probes = (
+        [_row(entry["benchmark"], entry, result) for entry in result[kind].values()]
+        for kind in ("benchmarks", "probes")
+    )
+    return [benchmarks, average, probes]
 
 
 def caption(result: Result) -> str:
@@ -104,7 +111,7 @@ def _row(title: str, entry: Mapping[str, Any], result: Result) -> Row:
     bold = {name for name in best if verdicts.get(name) == "better"}
     if best == {result["baseline"]} and set(verdicts.values()) == {"worse"}:
         bold = best
-    published = entry["published"] or {}
+    published = entry.get("published") or {}
     shares = [published.get(method) for method in _methods(result)]
     return Row(
         title,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.eval_runs import write_run
+from vlm_contextrl.errors import ConfigError, InputError
+from vlm_contextrl.eval.compare import compare_runs
+from vlm_contextrl.eval.compare_report import compare_page
 from vlm_contextrl.eval.registry import BENCHMARKS
 from vlm_contextrl.eval.scoring import groups
 from vlm_contextrl.eval.statistics import (
@@ -17,6 +23,7 @@ from vlm_contextrl.eval.statistics import (
     sign_test,
     weighted_sign_test,
 )
+from vlm_contextrl.eval.tables import latex_table, markdown_table
 
 Z_LEVEL, Z_POWER = 1.959964, 0.841621
 
@@ -239,3 +246,60 @@ def test_pairing_detects_more() -> None:
     assert paired is not None
     assert unpaired is not None
     assert paired < 0.6 * unpaired
+
+
+# ---------------------------------------------------------------- probes
+
+
+def write_probe(run: Path, name: str, margins: list[tuple[float, float]], mode: str = "logits") -> None:
+    """A finished probe: margins of the context as A and as B, per pair."""
+    records = [
+        {
+            "id": f"p{n}", "domain": "", "digest": "d", "margins": list(both), "reverse_margins": None, "control_margins": [0, 0]
+        }
+        for n, both in enumerate(margins)
+    ]  # fmt: skip
+    folder = run / name
+    folder.mkdir(parents=True)
+    (folder / "per_pair.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [{"mode": mode}, *records])
+    )
+    summary = json.loads((run / "results.json").read_text())
+    result = {"set": "Own pairs", "mode": mode, "selection_accuracy": {"value": 0.5}}
+    summary.setdefault("probes", {})[name] = result
+    (run / "results.json").write_text(json.dumps(summary))
+
+
+def test_probes_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    """Of 8 pairs the first run is right in one order each (1/2), the second in both orders of 6: 0.5 to 0.875. Six changes of one sign:
+    p = 2 / 2^6.
+    """
+    before = write_run(tmp_path / "base", {})
+    after = write_run(tmp_path / "tuned", {})
+    write_probe(before, "own", [(1.0, -1.0)] * 8)
+    write_probe(after, "own", [(1.0, 1.0)] * 6 + [(1.0, -1.0)] * 2)
+    result = compare_runs([before, after]).result
+    entry = result["probes"]["own"]
+    found = entry["against_baseline"]["tuned"]
+    assert (entry["n"], entry["accuracy"]["base"]["value"], entry["accuracy"]["tuned"]["value"]) == (
+        8,
+        0.5,
+        0.875,
+    )
+    assert found["difference"]["value"] == pytest.approx(0.375)
+    assert found["p_value"] == pytest.approx(2 / 2**6)
+    assert (result["benchmarks"], result["average"]) == ({}, None)
+    assert "Own pairs, selection" in markdown_table(result)
+    assert "Own pairs, selection" in latex_table(result)
+    assert "1 selection probe, 8 pairs" in compare_page(compare_runs([before, after]))
+
+
+def test_probes_asked_otherwise_are_refused(tmp_path: Path) -> None:
+    before, after = write_run(tmp_path / "base", {}), write_run(tmp_path / "tuned", {})
+    write_probe(before, "own", [(1.0, -1.0)])
+    write_probe(after, "own", [(1.0, -1.0)], mode="generation")
+    with pytest.raises(ConfigError, match="own: mode is 'logits' in base and 'generation' in tuned"):
+        compare_runs([before, after])
+    other = write_run(tmp_path / "other", {})
+    with pytest.raises(InputError, match="own: not finished in other"):
+        compare_runs([before, other])

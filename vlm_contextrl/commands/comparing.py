@@ -74,7 +74,8 @@ def compare(
 
 def _show(result: dict[str, Any]) -> None:
     baseline = result["baseline"]
-    entries = [*result["benchmarks"].values(), {"benchmark": "average", **result["average"]}]
+    average = [{"benchmark": "average", **result["average"]}] if result["average"] else []
+    entries = [*result["benchmarks"].values(), *average, *result["probes"].values()]
     for name in result["runs"]:
         if name != baseline:
             headers = ("benchmark", "n", baseline, name, "difference (95% interval)", "detectable", "verdict")
@@ -86,7 +87,7 @@ def _show(result: dict[str, Any]) -> None:
         print(f"{entry['benchmark']}: {entry['setting']} differs: {values}")
     for name, reason in result["left_out"].items():
         print(f"left out: {name}: {reason}")
-    for name, entry in result["benchmarks"].items():
+    for name, entry in [*result["benchmarks"].items(), *result["probes"].items()]:
         for run, keys in entry["only_in"].items():
             if keys:
                 print(
