@@ -65,7 +65,7 @@ def test_constraints_lie_within_the_declared_range() -> None:
 
 
 def expected_files() -> set[str]:
-    """Installed names of all code, configurations, the type marker and the embedded model."""
+    """Installed names of all code, configurations, the app's pages, the type marker and the embedded model."""
     files = {"vlm_contextrl/py.typed"}
     for name, folder in SETUPTOOLS["package-dir"].items():
         files |= {
@@ -78,6 +78,7 @@ def expected_files() -> set[str]:
     files |= {
         f"vlm_contextrl/tinyvl/{path.name}" for path in (ROOT / "vlm_contextrl" / "tinyvl").glob("[!.]*")
     }
+    files |= {f"vlm_contextrl/app/pages/{path.name}" for path in (ROOT / "app" / "pages").iterdir()}
     return files
 
 

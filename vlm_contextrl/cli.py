@@ -20,6 +20,7 @@ from vlm_contextrl.commands import (
     evaluating,
     measuring,
     pairs,
+    serving,
     studying,
     training,
 )
@@ -58,6 +59,7 @@ app.command("merge")(training.merge)
 app.command("probe")(measuring.probe)
 app.add_typer(evaluating.app, name="eval")
 app.command("compare")(comparing.compare)
+app.command("app")(serving.app)
 app.command("study")(studying.study)
 app.command("demo")(training.demo)
 app.command("doctor")(diagnosis.doctor)

@@ -1,4 +1,4 @@
-"""`bench engine`, `bench memory` and `bench retrieve`: how fast, and how much memory."""
+"""`bench engine`, `bench memory`, `bench retrieve` and `bench app`: how fast, and how much memory."""
 
 from __future__ import annotations
 
@@ -111,6 +111,30 @@ def retrieve(
         )
     write_json(json_file, result)
     _show_retrieve(result)
+
+
+@app.command("app")
+def app_(
+    json_file: JsonFile = None,
+    pairs: Annotated[int, typer.Option(min=100, help="Synthetic pairs.")] = 10_000,
+    side_px: Annotated[int, typer.Option(min=16, help="Side of their square pictures, in pixels.")] = 448,
+) -> None:
+    """Time how fast the review of `app` answers on many pairs: filter, search, next, decide.
+
+    About a minute. Needs the extra `app`.
+    """
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        result = leaf("vlm_contextrl.app.speed:run")(
+            pairs, side_px, lambda name: status.update(f"bench: {name}")
+        )
+    write_json(json_file, result)
+    show_table(
+        f"{result['pairs']} pairs of {result['side_px']} px, seconds",
+        ("answer", "median", "slowest"),
+        [(name, f"{median(times):.3f}", f"{max(times):.3f}") for name, times in result["seconds"].items()],
+    )
 
 
 def _show_engine(result: Mapping[str, Any]) -> None:

@@ -1,0 +1,22 @@
+// Keys of the review: each one clicks the button that does the same.
+const KEYS = { j: 'next', ArrowRight: 'next', k: 'previous', ArrowLeft: 'previous', a: 'accept', s: 'skip', u: 'undo' };
+const byId = (id) => document.getElementById(id);
+const control = (id) => byId(id)?.matches('button') ? byId(id) : byId(id)?.querySelector('button, input, textarea');
+const isText = (target) => target.closest?.('textarea, select, [contenteditable], input:not([type=radio], [type=range], [type=checkbox])');
+const usesArrows = (target) => target.closest?.('input, [role=tab], [role=slider], [role=listbox], [role=option]');
+
+document.addEventListener('keydown', (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+  if (event.key === 'Escape' && isText(event.target)) return event.target.blur();
+  if (isText(event.target) || byId('help')?.open || !byId('actions')?.offsetParent) return;
+  if (event.key.startsWith('Arrow') && usesArrows(event.target)) return;
+  const reason = document.querySelector(`[data-reason="${CSS.escape(event.key)}"]`);
+  if (event.key === '?') byId('help').showModal();
+  else if (event.key === '/') control('search').focus();
+  else if (event.key === 'r') control('reason').focus();
+  else if (event.repeat) return;
+  else if (reason) reason.click();
+  else if (KEYS[event.key]) control(KEYS[event.key])?.click();
+  else return;
+  event.preventDefault();
+});
