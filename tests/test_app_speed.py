@@ -14,4 +14,4 @@ def test_bench_measures_every_answer() -> None:
     counts = {name: len(times) for name, times in result["seconds"].items()}
     answers = ("filter", "filter a histogram", "search", "next", "decide")
     assert counts == {"open": 3, **dict.fromkeys(answers, REPEATS)}
-    assert all(0 < second < 5 for times in result["seconds"].values() for second in times)
+    assert all(second > 0 for times in result["seconds"].values() for second in times)
