@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 from tests.app_data import colour_pair, write_pairs
 from vlm_contextrl.app import server
@@ -126,3 +129,17 @@ def test_the_space_file_says_what_is_missing_in_one_line(tmp_path: Path) -> None
     )
     assert done.returncode == 1
     assert done.stderr == "error: VLM_CONTEXTRL_PAIRS is not set, expected the dataset folder to show\n"
+
+
+def test_head_of_the_space_names_what_is_there() -> None:
+    """The configuration of a Space stands at the top of its README: a file beside it, a version that the extra allows."""
+    root = Path(__file__).parents[1]
+    _, head, _ = (root / "app" / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    settings = yaml.safe_load(head)
+    assert (root / "app" / settings["app_file"]).is_file()
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    (gradio,) = (Requirement(line) for line in extras["app"] if line.startswith("gradio"))
+    assert settings["sdk_version"] in gradio.specifier
+    assert (root / "app" / "requirements.txt").read_text(encoding="utf-8").strip() == "vlm-contextrl[app]"
