@@ -69,7 +69,7 @@ def finished_cell(
         ]
         lines(cell.run_dir / "metrics.jsonl", metrics)
         timings = [
-            {"step": n, "rollout_s": step_s - 1, "update_s": 1.0, "host_mib": 100.0 * n}
+            {"step": n, "rollout_s": step_s - 1, "update_s": 1.0, "cpu_s": 2.0, "host_mib": 100.0 * n}
             for n in range(1, STEPS + 1)
         ]
         lines(cell.run_dir / "timings.jsonl", timings)

@@ -155,7 +155,7 @@ def table(out: Path) -> dict[str, Any]:
     """study.json without what depends on the clock."""
     result: dict[str, Any] = json.loads((out / "study.json").read_text())
     for arm in result["arms"].values():
-        for name in ("train_s", "peak_mib"):
+        for name in ("train_s", "cpu_s", "peak_mib"):
             del arm["cost"][name]
     del result["facts"]
     return result

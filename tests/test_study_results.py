@@ -59,12 +59,13 @@ def test_difference_is_paired_by_seed() -> None:
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:
-    """3 steps of 2 prompts x 4 completions x 2 tokens = 48 tokens, 24 rollouts; 10 s a step; 5 pairs an update."""
+    """3 steps of 2 prompts x 4 completions x 2 tokens = 48 tokens, 24 rollouts; 10 s a step, 2 of them of the CPU; 5 pairs an update."""
     config = run_config(objective=[POLICY, SELECTION], **{"data.pairs": "p"})
     cell = finished_cell(tmp_path, "a", 1, 0.5, 0.5, 0.5, config=config)
     found = cost(config, cell.records("metrics"), cell.records("timings"))
     assert found == {
         "train_s": 30,
+        "cpu_s": 6,
         "updates": 3,
         "rollouts": 24,
         "generated_tokens": 48,
@@ -88,6 +89,7 @@ def test_what_arms_add_is_counted() -> None:
     found = cost(config, metrics, [])
     assert found == {
         "train_s": 0,
+        "cpu_s": 0,
         "updates": 5,
         "rollouts": 36,
         "generated_tokens": 84,

@@ -307,7 +307,7 @@ def test_run_directory(config: Make, noise_rows: dict[str, Path], tmp_path: Path
     assert all(0 <= m["truncated"] <= 1 and 1 <= m["completion_tokens"] <= 4 for m in metrics)
     assert not any("_s" in name[-2:] for name in metrics[0])  # no times: the file repeats
     assert [set(t) for t in records(tmp_path, "timings")] == [
-        {"step", "rollout_s", "update_s", "host_mib"}
+        {"step", "rollout_s", "update_s", "cpu_s", "host_mib"}
     ] * 4
     samples = records(tmp_path, "samples")
     assert [s["step"] for s in samples] == [1, 2, 3, 4]

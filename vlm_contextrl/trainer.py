@@ -176,7 +176,7 @@ class Trainer:
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout, if the stage has any, and its updates, written to the run directory."""
-        began = time.monotonic()
+        began, cpu_began = time.monotonic(), time.process_time()
         self._enter_stage_of(step)
         updates, about_rollouts = self.rollouts.of_step(step, self.data, self.stage)
         rolled = time.monotonic()
@@ -192,6 +192,7 @@ class Trainer:
                 "step": step,
                 "rollout_s": rolled - began,
                 "update_s": time.monotonic() - rolled,
+                "cpu_s": time.process_time() - cpu_began,
                 "host_mib": psutil.Process().memory_info().rss / 2**20,
             },
         )

@@ -61,8 +61,10 @@ def check_spent(name: str, config: RunConfig, metrics: Sequence[Record]) -> None
 
 
 def cost(config: RunConfig, metrics: Sequence[Record], timings: Sequence[Record]) -> dict[str, float]:
-    """train_s: seconds of rollouts and updates. updates: of the optimizer. rollouts, generated_tokens: completions and their tokens.
-    pairs: contrastive instances, trained on or asked. peak_mib: largest resident memory of the process."""
+    """train_s: seconds of rollouts and updates; cpu_s: of the process's threads, whatever ran beside it. updates: of the optimizer.
+    rollouts, generated_tokens: completions and their tokens. pairs: contrastive instances, trained on or asked. peak_mib: largest
+    resident memory of the process.
+    """
     rollout, G = config.rollout, config.rollout.completions_per_prompt
     per_step = _updates_per_step(config)
     ratio = sum(getattr(term, "ratio", 0) for term in config.objective)
@@ -77,6 +79,7 @@ def cost(config: RunConfig, metrics: Sequence[Record], timings: Sequence[Record]
     )
     return {
         "train_s": sum(t["rollout_s"] + t["update_s"] for t in timings),
+        "cpu_s": sum(t["cpu_s"] for t in timings),
         "updates": float(len(metrics) - len(sampled) + len(sampled) * per_step),
         "rollouts": float(len(sampled) * (rollout.prompts_per_step + asked_per_step) * G),
         "generated_tokens": tokens * G,
