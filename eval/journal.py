@@ -25,7 +25,7 @@ def opened_journal(folder: Path, rank: int = 0) -> Iterator[Journal]:
     """The journal of one process, which no other process writes meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"answers.{rank}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # what is left of a killed run ends within a second (worker.py)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what is left of a killed run ends at once (worker.py)
         yield Journal(folder, rank)
 
 

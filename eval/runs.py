@@ -14,7 +14,6 @@ The same command again goes on: a benchmark that is finished is not started, an 
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -64,8 +63,13 @@ def evaluate(
     results: dict[str, Any] = {}
     for asked in everything:
         job = Job(
-            asked.name, str(out / asked.name), settings.model_dump(mode="json"), weights, asked.kind, asked.source, os.getpid()
-        )  # fmt: skip
+            asked.name,
+            str(out / asked.name),
+            settings.model_dump(mode="json"),
+            weights,
+            asked.kind,
+            asked.source,
+        )
         reason = _run(job, asked, processes if asked.kind == "benchmark" else 1, progress)
         if reason:
             failed[asked.name] = reason
@@ -126,15 +130,18 @@ def _run(job: Job, asked: Asked, processes: int, progress: Progress) -> str | No
     worker = ["-m", "vlm_contextrl.eval.worker", str(folder / "job.json")]
     if processes > 1:
         worker = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *worker]
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen([sys.executable, *worker], stdout=log, stderr=subprocess.STDOUT)
+    with (
+        (folder / "log.txt").open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            [sys.executable, *worker], stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+        ) as process,
+    ):
         try:
             while process.poll() is None:
                 progress(asked, *progress_of(folder))
                 time.sleep(POLL_S)
         except BaseException:
             process.kill()
-            process.wait()
             raise
     progress(asked, *progress_of(folder))
     return None if process.returncode == 0 else _reason(folder / "log.txt", process.returncode)

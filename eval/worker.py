@@ -1,6 +1,7 @@
 """One benchmark, probe or long text in a process of its own: `python -m vlm_contextrl.eval.worker JOB.json`, or the same under torchrun.
 
-A crash takes one of them with it, not the run.
+A crash takes one of them with it, not the run. It ends when the run does, however that ended: its standard input is a pipe whose other
+end only the run holds.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ class Job:
     weights: dict[str, str | None]
     kind: Kind = "benchmark"
     source: str = ""
-    parent: int | None = None  # the process that started the run; without it there is nothing left to do
 
 
 def work(job: Job) -> None:
@@ -82,21 +81,16 @@ _WAYS: dict[Kind, Callable[[Job, EvalSettings, Path], None]] = {
 }
 
 
-def _end_with(parent: int) -> None:
-    """A killed run must not leave a process behind that goes on answering."""
-    while True:
-        time.sleep(0.5)
-        try:
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            os._exit(1)
+def _end_with_run() -> None:
+    while os.read(0, 1):  # not sys.stdin: a thread that waits in it breaks the end of the process
+        pass
+    os._exit(1)
 
 
 def main() -> None:
     """Errors of the user's are one line and status 2, as on the command line."""
+    threading.Thread(target=_end_with_run, daemon=True).start()
     job = Job(**read_object(Path(sys.argv[1])))
-    if job.parent:
-        threading.Thread(target=_end_with, args=(job.parent,), daemon=True).start()
     try:
         work(job)
     except ContextRLError as error:

@@ -24,7 +24,7 @@ from vlm_contextrl.eval.selection_fixtures import write_selection_fixtures
 pytest.importorskip("lmms_eval")
 pytestmark = pytest.mark.slow
 
-ROWS = 6
+ROWS, SCENES = 6, 30
 ASKED = ("--model", "tinyvl", "--style", "plain", "--max-new-tokens", "8", "--batch-size", "2")
 
 
@@ -32,7 +32,7 @@ ASKED = ("--model", "tinyvl", "--style", "plain", "--max-new-tokens", "8", "--ba
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmarks") / "root"
     write_fixtures(out, ROWS)
-    write_selection_fixtures(out, ROWS)
+    write_selection_fixtures(out, SCENES)
     return out
 
 
@@ -78,11 +78,11 @@ def workers(out: Path) -> list[str]:
 
 
 def test_kill_in_the_middle_of_benchmark_and_probe(root: Path, tmp_path: Path) -> None:
-    """Killed twice: within BLINK's 84 answers, then within NaturalBench's 12 pairs. The same tables, nothing asked twice."""
+    """Killed twice: within BLINK's 84 answers, then within NaturalBench's 60 pairs. The same tables, nothing asked twice."""
     names = ("--benchmarks", "blink,naturalbench")
     whole, _ = finished(root, tmp_path / "whole", *ASKED, *names)
     out = tmp_path / "broken"
-    for file, least, most in (("blink/answers.0.jsonl", 10, 84), ("naturalbench/per_pair.jsonl", 3, 13)):
+    for file, least, most in (("blink/answers.0.jsonl", 10, 84), ("naturalbench/per_pair.jsonl", 3, 61)):
         killed_when(
             command(root, out, *ASKED, *names), lambda file=file, least=least: len_of(out / file) >= least
         )  # type: ignore[misc]
@@ -95,7 +95,7 @@ def test_kill_in_the_middle_of_benchmark_and_probe(root: Path, tmp_path: Path) -
     assert again == whole
     for file, key, n in (
         ("blink/answers.0.jsonl", ("part", "doc_id"), 84),
-        ("naturalbench/per_pair.jsonl", ("id",), 12),
+        ("naturalbench/per_pair.jsonl", ("id",), 60),
     ):
         keys = [tuple(line.get(name) for name in key) for line in lines(out / file) if key[0] in line]
         assert len(keys) == len(set(keys)) == n
