@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from vlm_contextrl.chart_parts import MISSING, number
-from vlm_contextrl.eval.interval_chart import Line, Mark, interval_chart
-from vlm_contextrl.eval.pages import Cells, interval, percent, points, table
+from vlm_contextrl.eval.interval_chart import Line, interval_chart
+from vlm_contextrl.eval.pages import Cells, accuracy_mark, interval, percent, points, table
 from vlm_contextrl.eval.run_folders import RunFolder
 
 
@@ -19,7 +19,9 @@ def probes_section(run: RunFolder) -> str:
     lines, rows = [], list[Cells]()
     for result in run.probes.values():
         accuracy = result["selection_accuracy"]
-        lines.append(Line(result["set"], percent(accuracy), [_mark(accuracy)]))
+        lines.append(
+            Line(result["set"], percent(accuracy), [mark for mark in [accuracy_mark(accuracy)] if mark])
+        )
         rows.append(
             (
                 (result["set"], f"by {result['mode']}"),
@@ -67,11 +69,6 @@ def long_texts_section(run: RunFolder) -> str:
         if rows
         else ""
     )
-
-
-def _mark(entry: Mapping[str, Any]) -> Mark:
-    value, low, high = (100 * entry[key] for key in ("value", "low", "high"))
-    return Mark("after", value, f"{percent(entry)} ({interval(entry)})", low, high)
 
 
 def _number(entry: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from vlm_contextrl.chart_parts import MISSING, number
 from vlm_contextrl.dataset_cards import shortened
 from vlm_contextrl.errors import DataError
+from vlm_contextrl.eval.interval_chart import Mark
 from vlm_contextrl.eval.run_folders import Key, Sample
 from vlm_contextrl.gallery import question_lines
 from vlm_contextrl.images import image_size, read_image_file
@@ -55,6 +56,14 @@ def interval(entry: Interval) -> str:
         if entry["value"] is None
         else f"{number(100 * entry['low'], 1)} to {number(100 * entry['high'], 1)}"
     )
+
+
+def accuracy_mark(entry: Interval) -> Mark | None:
+    """An accuracy in a chart of intervals, in percent; None when nothing was measured."""
+    if entry["value"] is None:
+        return None
+    value, low, high = (100 * entry[key] for key in ("value", "low", "high"))
+    return Mark("after", value, f"{percent(entry)} ({interval(entry)})", low, high)
 
 
 def points(entry: Interval | float | None) -> str:

@@ -16,6 +16,7 @@ from vlm_contextrl.eval.interval_chart import Line, Mark, interval_chart
 from vlm_contextrl.eval.other_sections import long_texts_section, probes_section
 from vlm_contextrl.eval.pages import (
     Cells,
+    accuracy_mark,
     answered,
     asked,
     facts,
@@ -129,12 +130,12 @@ def _failed(run: RunFolder) -> str:
 def _accuracies(run: RunFolder, average: Mapping[str, Any]) -> str:
     lines = []
     for result in run.results.values():
-        marks = [_mark(result["accuracy"])]
+        marks = [accuracy_mark(result["accuracy"])]
         if result.get("stock") is not None:
             stock = 100 * result["stock"]
             marks.append(Mark("before", stock, f"{number(stock, 1)}% ({result['stock_metric']})"))
         lines.append(Line(result["benchmark"], percent(result["accuracy"]), [m for m in marks if m]))
-    lines.append(Line("average", percent(average), [m for m in [_mark(average)] if m]))
+    lines.append(Line("average", percent(average), [m for m in [accuracy_mark(average)] if m]))
     chart = interval_chart(
         "accuracies",
         "Accuracy with its 95% interval",
@@ -163,13 +164,6 @@ def _cut_chart(run: RunFolder) -> str:
         x_range=(0, min(100.0, max(5.0, 1.1 * most))),
         note=note,
     )
-
-
-def _mark(accuracy: Mapping[str, Any]) -> Mark | None:
-    if accuracy["value"] is None:
-        return None
-    value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
-    return Mark("after", value, f"{percent(accuracy)} ({interval(accuracy)})", low, high)
 
 
 def _numbers(
@@ -218,7 +212,7 @@ def _categories(run: RunFolder) -> str:
     for name, result in run.results.items():
         by_category = result.get("by_category") or {}
         lines = [
-            Line(category, f"{percent(entry)} of {entry['n']:,}", [m for m in [_mark(entry)] if m])
+            Line(category, f"{percent(entry)} of {entry['n']:,}", [m for m in [accuracy_mark(entry)] if m])
             for category, entry in by_category.items()
         ]
         if len(lines) > 1:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_contextrl import __version__
+from vlm_contextrl.child_processes import why_it_failed
 from vlm_contextrl.errors import ConfigError, InputError
 from vlm_contextrl.eval.asked import Asked
 from vlm_contextrl.eval.journal import progress_of
@@ -144,16 +145,7 @@ def _run(job: Job, asked: Asked, processes: int, progress: Progress) -> str | No
             process.kill()
             raise
     progress(asked, *progress_of(folder))
-    return None if process.returncode == 0 else _reason(folder / "log.txt", process.returncode)
-
-
-def _reason(log: Path, status: int) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if errors:
-        return errors[0]
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was printed")
-    return f"its process ended with status {status}: {last}; all of it is in {log}"
+    return None if process.returncode == 0 else why_it_failed(folder / "log.txt", process.returncode)
 
 
 def _write_results(out: Path, settings: EvalSettings, failed: Mapping[str, str]) -> dict[str, Any]:

@@ -6,14 +6,13 @@ end only the run holds.
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_contextrl.child_processes import end_with_starter
 from vlm_contextrl.errors import ContextRLError
 from vlm_contextrl.eval.asked import Kind
 from vlm_contextrl.eval.benchmark_run import run_benchmark
@@ -81,15 +80,9 @@ _WAYS: dict[Kind, Callable[[Job, EvalSettings, Path], None]] = {
 }
 
 
-def _end_with_run() -> None:
-    while os.read(0, 1):  # not sys.stdin: a thread that waits in it breaks the end of the process
-        pass
-    os._exit(1)
-
-
 def main() -> None:
     """Errors of the user's are one line and status 2, as on the command line."""
-    threading.Thread(target=_end_with_run, daemon=True).start()
+    end_with_starter()
     job = Job(**read_object(Path(sys.argv[1])))
     try:
         work(job)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.stopped_runs import Stopped, stop_at
 from tests.tiny_models import (
     ODD_BYTES,
     given_update,
@@ -45,18 +46,6 @@ TERMS = {
     "masked_gradient": {"term": "perception_kl", "masked_gradient": True},
     "supervised": {"term": "supervised", "pairs_per_update": 3},
 }
-
-
-class Stopped(Exception):
-    """Raised from on_step."""
-
-
-def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def on_step(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == step:
-            raise Stopped
-
-    return on_step
 
 
 def weights(run: Path) -> dict[str, Tensor]:

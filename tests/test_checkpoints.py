@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.stopped_runs import Stopped, stop_at
 from tests.tiny_models import ask, noise_image, plain_model, run_config, tiny_policy
 from vlm_contextrl.checkpoints import export, load_checkpoint, save_checkpoint, usable_checkpoint
 from vlm_contextrl.config import LoraSettings, RunConfig
@@ -212,18 +213,6 @@ def test_export_reloads_to_the_same_logits(
 
 
 # ---------------------------------------------------------------- stopped and resumed
-
-
-class Stopped(Exception):
-    """Raised from on_step."""
-
-
-def stop_at(step: int) -> Callable[[dict[str, Any]], None]:
-    def on_step(metrics: dict[str, Any]) -> None:
-        if metrics["step"] == step:
-            raise Stopped
-
-    return on_step
 
 
 def config_of(folder: Path, rows: dict[str, Path], tuning: str) -> RunConfig:

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "chart_parts",
         "charts",
         "chat_endpoint",
+        "child_processes",
         "config",
         "dataset_charts",
         "dataset_stats",

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
+from vlm_contextrl.child_processes import end_with_starter
 from vlm_contextrl.config import RunConfig, validate
 from vlm_contextrl.errors import ContextRLError
 from vlm_contextrl.result_files import write_json
@@ -43,15 +42,9 @@ def work(job: dict[str, Any]) -> None:
     write_json(run_dir / MEASURES, measured)
 
 
-def _end_with_study() -> None:
-    while os.read(0, 1):  # not sys.stdin: a thread that waits in it breaks the end of the process
-        pass
-    os._exit(1)
-
-
 def main() -> None:
     """Errors of the user's are one line and status 2, as on the command line."""
-    threading.Thread(target=_end_with_study, daemon=True).start()
+    end_with_starter()
     path = Path(sys.argv[1])
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # what a killed study left behind ends at once

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vlm_contextrl.child_processes import why_it_failed
 from vlm_contextrl.demo_report import duration
 from vlm_contextrl.result_files import write_json
 from vlm_contextrl.study.budgets import total_steps
@@ -75,7 +76,7 @@ def run_cells(cells: Sequence[Cell], slots: Sequence[Slot], jobs: Path, console:
                     finished += 1
                     console.print(f"{each.cell.name}: done in {took} ({finished} of {len(cells)})")
                 else:
-                    failed[each.cell.name] = _reason(each.log, status)
+                    failed[each.cell.name] = why_it_failed(each.log, status)
                     console.print(f"{each.cell.name}: failed after {took}: {failed[each.cell.name]}")
                 board.update(total, completed=finished)
     return {cell.name: failed[cell.name] for cell in cells if cell.name in failed}
@@ -133,12 +134,3 @@ def _show(each: Running, board: Progress) -> None:
     steps, reward = metrics[-1]["step"], metrics[-1].get("reward_mean", 0.0)
     now = "measuring" if steps == total_steps(each.cell.config) else f"reward {reward:.2f}"
     board.update(each.task, completed=steps, now=now)
-
-
-def _reason(log: Path, status: int) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    if errors:
-        return errors[-1]
-    last = next((line for line in reversed(lines) if line), "nothing was printed")
-    return f"its process ended with status {status}: {last}; all of it is in {log}"
