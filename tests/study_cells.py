@@ -64,7 +64,7 @@ def finished_cell(
     (cell.run_dir / "measures.json").write_text(json.dumps(measures))
     if trains:
         metrics = [
-            {"step": n, "reward_mean": n / 10 + seed / 100, "completion_tokens": 2.0}
+            {"step": n, "reward_mean": n / 10 + seed / 100, "completion_tokens": 2.0, "trained_tokens": 100.0}
             for n in range(1, STEPS + 1)
         ]
         lines(cell.run_dir / "metrics.jsonl", metrics)

@@ -277,6 +277,21 @@ def test_option_logits_are_those_of_the_full_forward(family: str, qwen_folders: 
     assert worst_difference(gradients(policy), expected) < 1e-5 * largest
 
 
+def test_trained_tokens_by_hand(qwen_folders: dict[str, Path]) -> None:
+    """Three rows of a prompt and 2, 3, 4 more tokens, each row without the last one, which predicts nothing; the padding of the
+    shorter rows and what runs without gradient do not count. Two prompts with a common start are run as one row."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"])
+    batch, prompts, _ = shared_image_batch(policy)
+    with torch.no_grad():
+        logps_of(policy, batch)
+    assert policy.trained_tokens == 0
+    logps_of(policy, batch)
+    assert policy.trained_tokens == sum(len(p) - 1 for p in prompts) + 2 + 3 + 4
+    policy.trained_tokens = 0
+    policy.option_logits([prompts[0], prompts[0]], [65, 66])
+    assert len(prompts[0]) <= policy.trained_tokens < 2 * len(prompts[0])
+
+
 def test_padding_by_hand(qwen_folders: dict[str, Path]) -> None:
     """Two text prompts of 3 and 2 tokens, padded on the left; positions stay with their tokens."""
     policy = tiny_policy(qwen_folders["qwen2_5_vl"])

@@ -59,7 +59,8 @@ def test_difference_is_paired_by_seed() -> None:
 
 
 def test_cost_by_hand(tmp_path: Path) -> None:
-    """3 steps of 2 prompts x 4 completions x 2 tokens = 48 tokens, 24 rollouts; 10 s a step, 2 of them of the CPU; 5 pairs an update."""
+    """3 steps of 2 prompts x 4 completions x 2 tokens = 48 tokens, 24 rollouts; 100 tokens run with gradient in an
+    update; 10 s a step, 2 of them of the CPU; 5 pairs an update."""
     config = run_config(objective=[POLICY, SELECTION], **{"data.pairs": "p"})
     cell = finished_cell(tmp_path, "a", 1, 0.5, 0.5, 0.5, config=config)
     found = cost(config, cell.records("metrics"), cell.records("timings"))
@@ -69,6 +70,7 @@ def test_cost_by_hand(tmp_path: Path) -> None:
         "updates": 3,
         "rollouts": 24,
         "generated_tokens": 48,
+        "trained_tokens": 300,
         "pairs": 15,
         "peak_mib": 300,
     }
@@ -81,11 +83,9 @@ def test_what_arms_add_is_counted() -> None:
     config = run_config(
         objective=[POLICY, {"term": "selection_reward", "ratio": 0.5}], before=[stage], **{"data.pairs": "p"}
     )
-    metrics: list[dict[str, Any]] = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]
-    metrics += [
-        {"step": n, "reward_mean": 0.5, "completion_tokens": 2.0, "selection_completion_tokens": 3.0}
-        for n in (3, 4, 5)
-    ]
+    metrics: list[dict[str, Any]] = [{"step": n, "loss": 0.5, "trained_tokens": 30.0} for n in (1, 2)]
+    sampled = {"reward_mean": 0.5, "completion_tokens": 2.0, "selection_completion_tokens": 3.0}
+    metrics += [{"step": n, **sampled, "trained_tokens": 200.0} for n in (3, 4, 5)]
     found = cost(config, metrics, [])
     assert found == {
         "train_s": 0,
@@ -93,6 +93,7 @@ def test_what_arms_add_is_counted() -> None:
         "updates": 5,
         "rollouts": 36,
         "generated_tokens": 84,
+        "trained_tokens": 2 * 30 + 3 * 200,
         "pairs": 17,
         "peak_mib": 0,
     }
@@ -105,6 +106,7 @@ def test_what_arms_add_is_counted() -> None:
         ({"rollout.prompts_per_step": 4}, "updates is 6, expected 3"),
         ({"rollout.prompts_per_step": 4, "optim.prompts_per_update": 4}, "rollouts is 48, expected 24"),
         ({"rollout.max_new_tokens": 9}, "rollout.max_new_tokens is 9, expected 8"),
+        ({"data.max_prompt_tokens": 99}, "data.max_prompt_tokens is 99, expected 512"),
         ({"model.path": "other"}, "model.path is other, expected tinyvl"),
         ({"data.questions": "other"}, "data.questions is other"),
         ({"steps": None, "epochs": 1}, "arm 'b': counts epochs, expected `steps`"),
@@ -127,6 +129,13 @@ def test_a_cell_that_did_not_make_its_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="grpo-1: metrics.jsonl holds 2 steps, 2 of them with rollouts, expected 3 and 3"
     ):
+        summarise([cell], "grpo", {})
+
+
+def test_a_cell_with_longer_completions_is_refused(tmp_path: Path) -> None:
+    cell = finished_cell(tmp_path, "grpo", 1, 0.5, 0.5, 0.5)
+    lines(cell.run_dir / "metrics.jsonl", [{**m, "completion_tokens": 8.5} for m in cell.records("metrics")])
+    with pytest.raises(ConfigError, match="grpo-1: .* a step of 8.5 tokens a completion, expected at most 8"):
         summarise([cell], "grpo", {})
 
 
@@ -165,7 +174,7 @@ def test_result_by_hand(result: dict[str, Any]) -> None:
         "left_out_domain_accuracy": 0.5,
     }
     assert (arm["cost"]["train_s"]["value"], arm["cost"]["train_s"]["extra"]) == (60, 30)
-    assert result["budget"] == {"steps": 3, "updates": 3, "rollouts": 24}
+    assert result["budget"] == {"steps": 3, "updates": 3, "rollouts": 24, "tokens_at_most": 192}
     assert result["seeds"] == [1, 2]
     json.dumps(result, allow_nan=False)
 
@@ -188,10 +197,10 @@ def test_a_failed_cell_is_left_out_of_means_and_of_pairs(result: dict[str, Any])
 
 def test_tables(result: dict[str, Any]) -> None:
     text = markdown(result)
-    assert "2 seeds; every arm: 3 steps, 3 updates, 24 rollouts." in text
+    assert "2 seeds; every arm: 3 steps, 3 updates, 24 rollouts, 192 tokens at most." in text
     assert "| contextrl | 70.0 (" in text
     assert "| da_rl | \N{MINUS SIGN}5.0 | 0.0 | 0.0 |" in text
-    assert "| contextrl | 1.0 | 2.00 | 3 | 24 | 48 | 0 | 300 |" in text
+    assert "| contextrl | 1.0 | 2.00 | 3 | 24 | 48 | 300 | 0 | 300 |" in text
 
 
 def test_an_arm_without_a_finished_cell_has_no_numbers(tmp_path: Path) -> None:

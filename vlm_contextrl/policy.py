@@ -84,6 +84,7 @@ class Policy(nn.Module):
         self.model: Any = model  # transformers' classes and PEFT's wrappers have no common type
         self.processor = processor
         self.attention_kernel = attention_kernel
+        self.trained_tokens = 0  # run with gradient, padding aside; a shared prompt counts once
         self._cache = FeatureCache(feature_cache_mib)
 
     @property
@@ -180,6 +181,8 @@ class Policy(nn.Module):
 
     def _labelled(self, packed: PackedBatch) -> Tensor:
         """Hidden states [L, H] from which the labels are predicted."""
+        if torch.is_grad_enabled():
+            self.trained_tokens += int((packed.ids_BT != self.processor.tokenizer.pad_token_id).sum())
         hidden_BTH: Tensor = self.base.model(
             input_ids=packed.ids_BT.to(self.device),
             position_ids=packed.positions_3BT.to(self.device),

@@ -296,6 +296,7 @@ class Trainer:
         A term with weight 0 is measured and leaves no gradient, not even zeros, by which an optimizer would move weights.
         """
         metrics: dict[str, float] = {"loss": 0.0}
+        tokens_before = self.policy.trained_tokens
         for term in self.terms:
             shares = list(term.shares(self.policy, update, self.config.optim.tokens_per_micro_batch))
             if not term.weight:
@@ -313,6 +314,7 @@ class Trainer:
                 _add(parts, metrics)
         if not is_sharded(self.policy):
             self.ranks.add_gradients(self.trainable)
+        metrics["trained_tokens"] = float(self.policy.trained_tokens - tokens_before)
         return self.ranks.total_by_name(metrics)
 
     @torch.no_grad()

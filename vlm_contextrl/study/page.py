@@ -54,7 +54,7 @@ def study_page(result: Result, curves: Sequence[Curves], facts: Mapping[str, str
 
 
 def _lead(result: Result) -> str:
-    budget = ", ".join(f"{value:,} {name}" for name, value in result["budget"].items())
+    budget = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result["budget"].items())
     n_seeds, arms = len(result["seeds"]), len(result["arms"])
     failed = "".join(
         f'<p class="bad">{escape(name)} failed: {escape(reason)}</p>'

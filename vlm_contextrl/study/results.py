@@ -40,7 +40,7 @@ def summarise(cells: Sequence[Cell], baseline: str, failed: Mapping[str, str]) -
     return {
         "baseline": baseline,
         "seeds": sorted({cell.seed for cell in cells if cell.trains}),
-        "budget": {name: budget[name] for name in ("steps", "updates", "rollouts")},
+        "budget": {name: budget[name] for name in ("steps", "updates", "rollouts", "tokens_at_most")},
         "untrained": _untrained(untrained) if untrained is not None and untrained.is_finished else None,
         "arms": {
             arm: {

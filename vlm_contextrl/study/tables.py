@@ -40,10 +40,10 @@ def _shown(entry: Mapping[str, Any], sign: str) -> str:
 def cost_words(cost: Mapping[str, Any]) -> list[str]:
     """The cells of a row below `cost_headers`."""
     if not cost:
-        return [MISSING] * 7
+        return [MISSING] * 8
     train = cost["train_s"]
     before = None if train["extra"] is None else train["value"] - train["extra"]
-    counts = ("updates", "rollouts", "generated_tokens", "pairs", "peak_mib")
+    counts = ("updates", "rollouts", "generated_tokens", "trained_tokens", "pairs", "peak_mib")
     return [
         f"{train['value'] / 60:.1f}",
         f"{train['value'] / before:.2f}" if before else MISSING,
@@ -53,7 +53,7 @@ def cost_words(cost: Mapping[str, Any]) -> list[str]:
 
 def cost_headers(baseline: str) -> tuple[str, ...]:
     """Of the cost table."""
-    counts = ("updates", "rollouts", "tokens sampled", "pairs", "peak memory, MiB")
+    counts = ("updates", "rollouts", "tokens sampled", "tokens trained on", "pairs", "peak memory, MiB")
     return ("arm", "training, min", f"times {baseline}", *counts)
 
 
@@ -75,7 +75,7 @@ def difference_rows(result: Result) -> list[list[str]]:
 def markdown(result: Result) -> str:
     """The tables of study.md."""
     seeds, budget, baseline = result["seeds"], result["budget"], result["baseline"]
-    words = ", ".join(f"{value:,} {name}" for name, value in budget.items())
+    words = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in budget.items())
     parts = [
         f"# {result['name']}\n",
         f"{len(seeds)} seeds; every arm: {words}. In brackets 95% intervals over seeds (untrained: over questions or pairs).\n",
