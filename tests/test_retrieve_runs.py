@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.killed_runs import kill_at
+from tests.real_rows import licence_of, with_png
 from tests.test_features_towers import write_tower
 from vlm_contextrl.cli import app
 from vlm_contextrl.config import validate
@@ -169,26 +170,6 @@ def test_the_command_with_a_tiny_tower(questions: Path, tmp_path: Path) -> None:
 
 
 # ---- third-party data
-
-
-def licence_of(folder: Path) -> str:
-    licence: str = json.loads((folder / "SOURCE.json").read_text())["licence"]
-    return licence
-
-
-def with_png(source: Path, folder: Path) -> Path:
-    """The rows of a set whose images are slices of .npy files (`FILE#INDEX`), as PNG files beside rows.jsonl."""
-    arrays: dict[str, Any] = {}
-    (folder / "images").mkdir(parents=True)
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as rows:
-        for line in (source / "rows.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            file, _, index = row["images"][0].partition("#")
-            pixels = arrays.setdefault(file, np.load(source / file))[int(index)]
-            row["images"] = [f"images/{row['id']}.png"]
-            Image.fromarray(pixels).save(folder / row["images"][0])
-            rows.write(json.dumps(row) + "\n")
-    return folder
 
 
 @pytest.mark.realdata
