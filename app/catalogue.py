@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_contextrl.chart_parts import finite
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.images import changed_fraction
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage
 from vlm_contextrl.prompts import option_lines
+from vlm_contextrl.report.chart_parts import finite
 from vlm_contextrl.result_files import write_json
 from vlm_contextrl.row_schema import json_object, to_record
 from vlm_contextrl.shards import ShardRows

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from vlm_contextrl.app.chooser import ORDERS, Choice, sigmoid
-from vlm_contextrl.chart_parts import number
+from vlm_contextrl.report.chart_parts import number
 
 NO_MODEL = """<div class="no-model"><h2>No model is loaded</h2><p>Start the app with one to see it choose:</p>
 <pre tabindex="0" role="region" aria-label="Commands">vlm-contextrl app --pairs DIR --model tinyvl

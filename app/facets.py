@@ -13,8 +13,8 @@ import numpy as np
 from vlm_contextrl.app.catalogue import CATEGORIES, MEASURES, Catalogue
 from vlm_contextrl.app.decisions import STATES
 from vlm_contextrl.app.filters import Filter, Mask, States, all_of, masks
-from vlm_contextrl.chart_parts import number
-from vlm_contextrl.dataset_charts import value_edges
+from vlm_contextrl.dataset_report.charts import value_edges
+from vlm_contextrl.report.chart_parts import number
 
 LABELS = {
     "state": "Decision",

@@ -13,10 +13,10 @@ from typing import Any
 
 from vlm_contextrl.app.catalogue import Catalogue
 from vlm_contextrl.app.run_view import run_page, run_version, run_words
-from vlm_contextrl.dataset_page import dataset_page
+from vlm_contextrl.dataset_report.page import dataset_page
 from vlm_contextrl.errors import ContextRLError, DataError
-from vlm_contextrl.report import CONTENT_SECURITY_POLICY
-from vlm_contextrl.report_style import CSS
+from vlm_contextrl.report.page import CONTENT_SECURITY_POLICY
+from vlm_contextrl.report.style import CSS
 
 Balance = Callable[[Path], Mapping[str, Any]]
 

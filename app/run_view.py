@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from vlm_contextrl.appended_lines import read_lines
-from vlm_contextrl.chart_parts import finite
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.gallery import Sample
-from vlm_contextrl.report import ReportData, render_report
+from vlm_contextrl.report.chart_parts import finite
+from vlm_contextrl.report.gallery import Sample
+from vlm_contextrl.report.page import ReportData, render_report
 
 STREAMS = ("metrics", "evals", "samples", "timings")
 SHOWN_SAMPLES = 8

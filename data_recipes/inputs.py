@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from vlm_contextrl import __version__
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import NoUsableRowError, Sieve, usable_rows
+from vlm_contextrl.foreign.rows import NoUsableRowError, Sieve, usable_rows
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow, Row
 from vlm_contextrl.storage import content_hash, foreign_files, read_manifest, read_pairs, read_questions
 

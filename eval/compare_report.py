@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vlm_contextrl.chart_parts import Look, number
 from vlm_contextrl.eval.compare import Change, Comparison
 from vlm_contextrl.eval.interval_chart import Line, Mark, interval_chart
 from vlm_contextrl.eval.pages import (
@@ -25,6 +24,7 @@ from vlm_contextrl.eval.pages import (
     points,
     table,
 )
+from vlm_contextrl.report.chart_parts import Look, number
 
 _LOOKS: dict[str, Look] = {"better": "after", "worse": "wrong", "within noise": "before"}
 _CUT_NOTED_FROM = 0.02

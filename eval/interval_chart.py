@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vlm_contextrl.chart_parts import (
+from vlm_contextrl.report.chart_parts import (
     BOTTOM,
     WIDTH,
     Look,

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from vlm_contextrl.chart_parts import MISSING, number
 from vlm_contextrl.eval.interval_chart import Line, interval_chart
 from vlm_contextrl.eval.pages import Cells, accuracy_mark, interval, percent, points, table
 from vlm_contextrl.eval.run_folders import RunFolder
+from vlm_contextrl.report.chart_parts import MISSING, number
 
 
 def probes_section(run: RunFolder) -> str:

@@ -13,16 +13,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlm_contextrl.chart_parts import MISSING, number
-from vlm_contextrl.dataset_cards import shortened
+from vlm_contextrl.dataset_report.cards import shortened
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.eval.interval_chart import Mark
 from vlm_contextrl.eval.run_folders import Key, Sample
-from vlm_contextrl.gallery import question_lines
 from vlm_contextrl.images import image_size, read_image_file
 from vlm_contextrl.prompts import shown_answer
-from vlm_contextrl.report import CONTENT_SECURITY_POLICY, HATCH
-from vlm_contextrl.report_style import CSS
+from vlm_contextrl.report.chart_parts import MISSING, number
+from vlm_contextrl.report.gallery import question_lines
+from vlm_contextrl.report.page import CONTENT_SECURITY_POLICY, HATCH
+from vlm_contextrl.report.style import CSS
 
 _FOLDED_FROM = 320  # characters of a completion; of a longer one the end is shown, where the answer stands
 _END_SHOWN = 160

@@ -11,7 +11,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlm_contextrl.chart_parts import MISSING, number
 from vlm_contextrl.eval.interval_chart import Line, Mark, interval_chart
 from vlm_contextrl.eval.other_sections import long_texts_section, probes_section
 from vlm_contextrl.eval.pages import (
@@ -31,6 +30,7 @@ from vlm_contextrl.eval.registry import BENCHMARKS, Benchmark
 from vlm_contextrl.eval.run_folders import Key, RunFolder, Sample, Samples, read_run
 from vlm_contextrl.eval.scoring import equal_weights, groups, mean_of_groups
 from vlm_contextrl.eval.statistics import detectable_unpaired
+from vlm_contextrl.report.chart_parts import MISSING, number
 from vlm_contextrl.result_files import write_text
 
 SHOWN = 3  # samples of each kind per benchmark

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from tests.page_reader import Page, accuracy
-from vlm_contextrl.chart_parts import MISSING, Scale, finite, number, padded, ticks
-from vlm_contextrl.charts import (
+from vlm_contextrl.report.chart_parts import MISSING, Scale, finite, number, padded, ticks
+from vlm_contextrl.report.charts import (
     Dot,
     Series,
     bar_chart,

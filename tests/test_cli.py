@@ -184,7 +184,7 @@ def test_user_error_is_one_line_and_status_2(run: Run, monkeypatch: pytest.Monke
     def fail(*_: object, **__: object) -> None:
         raise DataError("row 3: found\n  two lines")
 
-    monkeypatch.setattr("vlm_contextrl.dataset_stats.stats", fail)
+    monkeypatch.setattr("vlm_contextrl.dataset_report.stats.stats", fail)
     assert run("pairs", "stats", "--input", "x") == (2, "", "error: row 3: found two lines\n")
 
 
@@ -199,7 +199,7 @@ def test_interrupt_is_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vlm_contextrl.dataset_stats.stats", interrupt)
+    monkeypatch.setattr("vlm_contextrl.dataset_report.stats.stats", interrupt)
     assert run("pairs", "stats", "--input", "x")[0] == 130
 
 
@@ -207,7 +207,7 @@ def test_error_of_ours_is_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("vlm_contextrl.dataset_stats.stats", fail)
+    monkeypatch.setattr("vlm_contextrl.dataset_report.stats.stats", fail)
     monkeypatch.setattr(sys, "argv", ["vlm-contextrl", "pairs", "stats", "--input", "x"])
     with pytest.raises(ZeroDivisionError):
         main()
@@ -304,7 +304,7 @@ def test_stats_shows_data_as_it_is(run: Run, tmp_path: Path, monkeypatch: pytest
         **counts, "path": "p", "kind": "pairs", "rows": 1, "rejects": 0, "licences": {"": 1},
         "answers": {":cat: [bold]": 1}, "distinct_answers": 1, "changed_fraction": None,
     }  # fmt: skip
-    monkeypatch.setattr("vlm_contextrl.dataset_stats.stats", lambda _: found)
+    monkeypatch.setattr("vlm_contextrl.dataset_report.stats.stats", lambda _: found)
     _, out, _ = run("pairs", "stats", "--input", tmp_path)
     assert "[red]x[/red]" in out
     assert ":cat: [bold]" in out

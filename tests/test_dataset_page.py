@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.page_reader import Page
-from vlm_contextrl.contact_sheet import CARD_PX, GAP_PX, _from_difference, contact_sheet
-from vlm_contextrl.dataset_cards import choose_rows
-from vlm_contextrl.dataset_charts import MAX_BARS, count_chart, share_chart, value_chart, value_edges
-from vlm_contextrl.dataset_page import dataset_page
-from vlm_contextrl.dataset_stats import reject_code, stats
+from vlm_contextrl.dataset_report.cards import choose_rows
+from vlm_contextrl.dataset_report.charts import MAX_BARS, count_chart, share_chart, value_chart, value_edges
+from vlm_contextrl.dataset_report.contact_sheet import CARD_PX, GAP_PX, _from_difference, contact_sheet
+from vlm_contextrl.dataset_report.page import dataset_page
+from vlm_contextrl.dataset_report.stats import reject_code, stats
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 from vlm_contextrl.storage import write_rows

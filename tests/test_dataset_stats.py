@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlm_contextrl.dataset_stats import stats
+from vlm_contextrl.dataset_report.stats import stats
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage
 from vlm_contextrl.storage import read_manifest, write_rows
 

@@ -16,7 +16,7 @@ from vlm_contextrl.demo import QUICK, Demo
 from vlm_contextrl.demo_report import duration, share_right, summarise
 from vlm_contextrl.errors import InputError
 from vlm_contextrl.intervals import bootstrap
-from vlm_contextrl.report_numbers import MEASURES
+from vlm_contextrl.report.numbers import MEASURES
 
 SMALL = replace(QUICK, pairs=24, questions=24, test_share=0.5)
 KEYS = {"base", "final", "vqa_gain", "selection_gain", "steps", "wall_s", "seed", "per_domain", "per_form"}

@@ -203,7 +203,7 @@ def test_long_documents_by_category_and_rejects_with_their_count(
     assert result["accuracy"]["value"] == pytest.approx(2 / 3)
     values = {group: (entry["value"], entry["n"]) for group, entry in result["by_category"].items()}
     assert values == {"short": (0.5, 2), "easy": (1.0, 2), "hard": (0.0, 1), "medium": (1.0, 1)}
-    assert result["rejected"] == {"n": 2, "long": 1, "short": 1}
+    assert (result["rejects"], result["rejects_by_category"]) == (2, {"long": 1, "short": 1})
     rejects = [
         json.loads(line) for line in (tmp_path / "longbench_v2/rejects.jsonl").read_text().splitlines()
     ]

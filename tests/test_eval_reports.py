@@ -10,7 +10,6 @@ import pytest
 
 from tests.eval_runs import sample, samples, save_picture, write_run
 from tests.page_reader import Page
-from vlm_contextrl.chart_parts import WIDTH
 from vlm_contextrl.errors import DataError, InputError
 from vlm_contextrl.eval.compare import compare_runs
 from vlm_contextrl.eval.compare_report import compare_page, p_words
@@ -18,6 +17,7 @@ from vlm_contextrl.eval.interval_chart import Line, Mark, interval_chart
 from vlm_contextrl.eval.registry import BENCHMARKS
 from vlm_contextrl.eval.run_report import write_run_report
 from vlm_contextrl.eval.tables import latex_table, markdown_table, rows
+from vlm_contextrl.report.chart_parts import WIDTH
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
 PART = "mathvista_testmini_cot"

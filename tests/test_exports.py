@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlm_contextrl.errors import DataError, InputError
 from vlm_contextrl.exports import export_rows
-from vlm_contextrl.imports import import_rows
+from vlm_contextrl.foreign.imports import import_rows
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 from vlm_contextrl.storage import read_manifest, read_pairs, read_rows, write_rows
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import ForeignRows
+from vlm_contextrl.foreign.rows import ForeignRows
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow, Row
 from vlm_contextrl.storage import read_manifest, read_pairs, read_questions, write_rows
 

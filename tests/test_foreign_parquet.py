@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vlm_contextrl import foreign_parquet
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import ForeignRows, find_foreign
+from vlm_contextrl.foreign import parquet as foreign_parquet
+from vlm_contextrl.foreign.rows import ForeignRows, find_foreign
 from vlm_contextrl.pairs import EncodedImage
 from vlm_contextrl.storage import content_hash, read_pairs, read_questions, write_rows
 
@@ -347,7 +347,7 @@ def test_memory_stays_at_a_few_rows_while_a_file_is_checked(
             yield value
 
     monkeypatch.setattr(foreign_parquet.ParquetValues, "__iter__", count)
-    from vlm_contextrl.foreign_rows import Sieve, usable_rows
+    from vlm_contextrl.foreign.rows import Sieve, usable_rows
 
     rows = usable_rows(find_foreign(folder), Sieve("questions"), licence="MIT")
     next(rows)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.imports import import_rows
+from vlm_contextrl.foreign.imports import import_rows
 from vlm_contextrl.storage import read_manifest, read_pairs, read_questions, verify_folder, write_rows
 
 BASE = {"images": ["a.png"], "question": "Red?", "answer": True, "licence": "MIT"}

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.page_reader import Page, accuracy
-from vlm_contextrl.gallery import (
+from vlm_contextrl.pairs import ContrastivePair, EncodedImage
+from vlm_contextrl.report.gallery import (
     OUTCOMES,
     SHOWN,
     Example,
@@ -23,10 +24,9 @@ from vlm_contextrl.gallery import (
     pair_box,
     sample_card,
 )
-from vlm_contextrl.pairs import ContrastivePair, EncodedImage
-from vlm_contextrl.report import ReportData, render_report
-from vlm_contextrl.report_numbers import verdict
-from vlm_contextrl.report_style import CSS
+from vlm_contextrl.report.numbers import verdict
+from vlm_contextrl.report.page import ReportData, render_report
+from vlm_contextrl.report.style import CSS
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
 

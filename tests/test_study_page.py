@@ -10,7 +10,7 @@ import pytest
 
 from tests.page_reader import Page
 from tests.study_cells import finished_cell
-from vlm_contextrl.chart_parts import LEFT, RIGHT, WIDTH
+from vlm_contextrl.report.chart_parts import LEFT, RIGHT, WIDTH
 from vlm_contextrl.study.charts import COLOURS, DASHES, MARKERS, Spot, curve_chart, difference_chart, scatter
 from vlm_contextrl.study.curves import Band, Curves, learning_curves
 from vlm_contextrl.study.page import study_page

@@ -13,7 +13,7 @@ from tests.test_study import study_file
 from vlm_contextrl.config import validate
 from vlm_contextrl.data_recipes.pipeline import Engine
 from vlm_contextrl.data_recipes.retrieve import RetrieveConfig, run
-from vlm_contextrl.imports import import_rows
+from vlm_contextrl.foreign.imports import import_rows
 from vlm_contextrl.storage import read_manifest
 from vlm_contextrl.study.run import run_study
 

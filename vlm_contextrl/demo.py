@@ -26,14 +26,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlm_contextrl.chart_parts import MISSING, number
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import run_config
 from vlm_contextrl.commands.results import show_table
 from vlm_contextrl.config import ModelSettings, RunConfig, load_config, validate
 from vlm_contextrl.demo_report import duration, facts, hardware, read_jsonl, report_data, summarise
 from vlm_contextrl.errors import InputError
-from vlm_contextrl.report_numbers import MEASURES
+from vlm_contextrl.report.chart_parts import MISSING, number
+from vlm_contextrl.report.numbers import MEASURES
 from vlm_contextrl.result_files import write_json, write_text
 
 CONFIG = "tiny_contextrl"
@@ -177,7 +177,7 @@ class Demo:
         return model.model_copy(update=changed)
 
     def _report(self) -> None:
-        from vlm_contextrl.report import render_report
+        from vlm_contextrl.report.page import render_report
         from vlm_contextrl.storage import read_pairs
 
         base, final, config = self._read("base.json"), self._read("final.json"), self.config

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from vlm_contextrl.config import RunConfig
-from vlm_contextrl.gallery import Example, Sample, choose
 from vlm_contextrl.intervals import bootstrap, paired_gain
 from vlm_contextrl.pairs import ContrastivePair
-from vlm_contextrl.report import ReportData
-from vlm_contextrl.report_numbers import MEASURES
+from vlm_contextrl.report.gallery import Example, Sample, choose
+from vlm_contextrl.report.numbers import MEASURES
+from vlm_contextrl.report.page import ReportData
 from vlm_contextrl.storage import read_manifest, read_rows
 
 SAMPLES_SHOWN = 3  # of the first step and of the last

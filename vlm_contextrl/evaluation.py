@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_contextrl.config import DataSettings
-from vlm_contextrl.foreign_rows import report_rejects
+from vlm_contextrl.foreign.rows import report_rejects
 from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.probe import probe, share_right

@@ -10,7 +10,7 @@ Every row is checked on the way in (unusable rows become rejects) and, when it i
 out (an unusable row is a DataError that names file and row). Provenance and verdicts travel as JSON, so
 tuples in them come back as lists.
 
-`read_pairs` and `read_questions` also take what others wrote, see `foreign_rows`.
+`read_pairs` and `read_questions` also take what others wrote, see `foreign`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import find_foreign, foreign_hash, read_foreign
+from vlm_contextrl.foreign.rows import find_foreign, foreign_hash, read_foreign
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow, Row
 from vlm_contextrl.row_schema import Kind, check_row, kind_of, row_digest
 from vlm_contextrl.shards import ShardRows, ShardWriter
@@ -164,7 +164,7 @@ def content_hash(path: Path) -> str:
 def read_pairs(path: Path, *, licence: str = "") -> Sequence[ContrastivePair]:
     """The pairs of a dataset folder, made and checked when asked for.
 
-    Also takes an image folder, the official release's jsonl or Parquet of others (`foreign_rows`; `licence` is for their rows that
+    Also takes an image folder, the official release's jsonl or Parquet of others (`foreign`; `licence` is for their rows that
     name none, and the sequence then has `rejects`). Raises DataError when there is no complete dataset of pairs at `path`.
     """
     return cast("Sequence[ContrastivePair]", _read(Path(path), "pairs", licence))

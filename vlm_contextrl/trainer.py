@@ -236,10 +236,8 @@ class Trainer:
         """All optimizer updates of one rollout; metrics are means over updates."""
         questions = [group for update in updates for group in update.questions]
         selections = [group for update in updates for group in update.selections]
-        for groups in (
-            questions,
-            selections,
-        ):  # never in one forward: its last digits depend on all that is in it
+        # Never both in one forward: its last digits depend on all that is in it.
+        for groups in (questions, selections):
             if len(updates) > 1:
                 self._fill_logps(groups, self.policy, "old_logps")
             if self.reference is not None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_contextrl.errors import DataError, first_line
-from vlm_contextrl.foreign_formats import TEXT_KEYS
+from vlm_contextrl.foreign.formats import TEXT_KEYS
 from vlm_contextrl.images import IMAGE_SUFFIXES, read_image_file
 from vlm_contextrl.lazy_rows import LazyRows
 from vlm_contextrl.pairs import EncodedImage

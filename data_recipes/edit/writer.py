@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_contextrl.foreign_values import as_text
+from vlm_contextrl.foreign.values import as_text
 from vlm_contextrl.matching import answers_equal, choice_letter, quantity, truth
 from vlm_contextrl.pairs import AnswerType, QuestionRow
 from vlm_contextrl.prompts import option_lines

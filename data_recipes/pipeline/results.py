@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from vlm_contextrl.dataset_stats import reject_code
+from vlm_contextrl.dataset_report.stats import reject_code
 from vlm_contextrl.pairs import Row
 from vlm_contextrl.storage import write_rows
 

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from vlm_contextrl.data_recipes.pipeline.engines import Engine
 from vlm_contextrl.data_recipes.pipeline.parts import compute_parts
 from vlm_contextrl.data_recipes.pipeline.results import unreadable, work_folder, write_result
-from vlm_contextrl.dataset_stats import read_rejects
+from vlm_contextrl.dataset_report.stats import read_rejects
 from vlm_contextrl.pairs import Row
 from vlm_contextrl.row_schema import check_row, kind_of
 from vlm_contextrl.shards import ShardRows, ShardWriter

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from vlm_contextrl.chart_parts import element, label, units
 from vlm_contextrl.data_recipes.trajectories.cascade import Stage
+from vlm_contextrl.report.chart_parts import element, label, units
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 760, 190, 250, 64
 _ROW, _BAR = 46, 13

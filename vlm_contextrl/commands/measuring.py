@@ -54,7 +54,7 @@ def probe(
 
     Every pair is shown in both orders and scored by the logits of A and B. A GPU is used when there is one.
     """
-    from vlm_contextrl.foreign_rows import report_rejects
+    from vlm_contextrl.foreign.rows import report_rejects
     from vlm_contextrl.storage import read_pairs, read_questions
 
     all_pairs = read_pairs(pairs)

@@ -56,7 +56,7 @@ def import_(
     json_file: JsonFile = None,
 ) -> None:
     """Read what others wrote, check every row, and keep it as a dataset folder."""
-    from vlm_contextrl.imports import import_rows
+    from vlm_contextrl.foreign.imports import import_rows
 
     summary = import_rows(input_path, out, kind=rows, licence=licence, watch=_watch("import"))
     write_json(json_file, summary)
@@ -129,16 +129,16 @@ def stats(
     json_file: JsonFile = None,
 ) -> None:
     """Describe what a dataset folder holds: counts, a page, a picture of examples."""
-    from vlm_contextrl.dataset_stats import stats as count
+    from vlm_contextrl.dataset_report.stats import stats as count
 
     found = count(input_folder)
     if html is not None:
-        from vlm_contextrl.dataset_page import dataset_page
+        from vlm_contextrl.dataset_report.page import dataset_page
 
         found["balance"] = leaf("vlm_contextrl.data_recipes.curate.balance:balance")(input_folder)
         write_text(html, dataset_page(input_folder, balance=found["balance"]))
     if sheet is not None:
-        from vlm_contextrl.contact_sheet import contact_sheet
+        from vlm_contextrl.dataset_report.contact_sheet import contact_sheet
 
         _save_png(contact_sheet(input_folder), sheet)
     write_json(json_file, found)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from vlm_contextrl.chart_parts import (
+from vlm_contextrl.report.chart_parts import (
     BOTTOM,
     LEFT,
     RIGHT,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_contextrl.charts import moving_mean
+from vlm_contextrl.report.charts import moving_mean
 from vlm_contextrl.study.budgets import total_steps
 from vlm_contextrl.study.cells import Cell
 from vlm_contextrl.study.data import HELD_OUT, LEFT_OUT

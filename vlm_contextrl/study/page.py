@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from vlm_contextrl.chart_parts import number_table
-from vlm_contextrl.report import CONTENT_SECURITY_POLICY, PAPER
-from vlm_contextrl.report_style import CSS
+from vlm_contextrl.report.chart_parts import number_table
+from vlm_contextrl.report.page import CONTENT_SECURITY_POLICY, PAPER
+from vlm_contextrl.report.style import CSS
 from vlm_contextrl.study.charts import Spot, arm_css, cost_chart, curve_chart, difference_chart, scatter
 from vlm_contextrl.study.curves import Curves
 from vlm_contextrl.study.data import LEFT_OUT

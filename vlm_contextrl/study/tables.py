@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vlm_contextrl.chart_parts import MISSING, number
+from vlm_contextrl.report.chart_parts import MISSING, number
 from vlm_contextrl.study.results import HEADLINE
 
 Result = Mapping[str, Any]  # study.json (docs/results.md)

@@ -1,4 +1,4 @@
-"""Reads image folders, the official release's jsonl and Parquet of others (formats: see `foreign_formats`).
+"""Reads image folders, the official release's jsonl and Parquet of others (formats: see `formats`).
 
 Rows of the other kind are left to the other reader. A row that cannot be used, because of a name that leads
 outside the folder for instance, becomes a reject with its id and the reason. `ForeignRows` checks every row, and so
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_formats import Draft, draft_folder_row, draft_official_row
-from vlm_contextrl.foreign_parquet import ParquetValues, is_ours
-from vlm_contextrl.foreign_values import as_text
+from vlm_contextrl.foreign.formats import Draft, draft_folder_row, draft_official_row
+from vlm_contextrl.foreign.parquet import ParquetValues, is_ours
+from vlm_contextrl.foreign.values import as_text
 from vlm_contextrl.images import read_image_file
 from vlm_contextrl.lazy_rows import LazyRows
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow, Row

@@ -1,4 +1,4 @@
-"""Which rows of a dataset to show, and their cards for `dataset_page`."""
+"""Which rows of a dataset to show, and their cards for the page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from html import escape
 from itertools import zip_longest
 from typing import Any
 
-from vlm_contextrl.gallery import MAX_SIDE_PX, pictures, question_lines
 from vlm_contextrl.images import encode_png
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow, Row
 from vlm_contextrl.prompts import shown_answer
+from vlm_contextrl.report.gallery import MAX_SIDE_PX, pictures, question_lines
 
 
 def choose_rows(groups: Sequence[tuple[str, str]], n: int, seed: int) -> list[int]:

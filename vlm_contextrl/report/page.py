@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from vlm_contextrl.chart_parts import finite
-from vlm_contextrl.charts import Dot, Point, Series, histogram, line_chart
-from vlm_contextrl.gallery import (
+from vlm_contextrl.prompts import shown_answer
+from vlm_contextrl.report.chart_parts import finite
+from vlm_contextrl.report.charts import Dot, Point, Series, histogram, line_chart
+from vlm_contextrl.report.gallery import (
     OUTCOMES,
     Example,
     Outcome,
@@ -25,9 +26,8 @@ from vlm_contextrl.gallery import (
     question_lines,
     sample_card,
 )
-from vlm_contextrl.prompts import shown_answer
-from vlm_contextrl.report_numbers import domain_charts, headline, measure_table, overview_chart
-from vlm_contextrl.report_style import CSS
+from vlm_contextrl.report.numbers import domain_charts, headline, measure_table, overview_chart
+from vlm_contextrl.report.style import CSS
 
 PAPER = "Context-Aware RL for Agentic and Multimodal LLMs, arXiv 2606.17053"
 CONTENT_SECURITY_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

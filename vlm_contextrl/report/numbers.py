@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any, NamedTuple
 
-from vlm_contextrl.chart_parts import MISSING, finite, number
-from vlm_contextrl.charts import bar_chart
+from vlm_contextrl.report.chart_parts import MISSING, finite, number
+from vlm_contextrl.report.charts import bar_chart
 
 Summary = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""Charts of one dataset, in the style of `charts`: bars of counts, a histogram of one measure, shares around one half."""
+"""Charts of one dataset, in the style of the report's: bars of counts, a histogram of one measure, shares around one half."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from vlm_contextrl.chart_parts import (
+from vlm_contextrl.report.chart_parts import (
     BOTTOM,
     LEFT,
     RIGHT,
@@ -24,7 +24,7 @@ from vlm_contextrl.chart_parts import (
     x_axis,
     y_axis,
 )
-from vlm_contextrl.charts import bin_edges, count_bins
+from vlm_contextrl.report.charts import bin_edges, count_bins
 
 MAX_BARS = 12
 _NAME_CHARACTERS = 46

@@ -28,7 +28,7 @@ taken; the first that is there wins.
 In all, other keys with a number or a text of at most 1000 characters go into the provenance, a missing id becomes NAME-LINE, and a
 missing answer_type is guessed from the answer: an option (its letter or its text), true/false/yes/no, a number, TeX, else exact.
 Options, provenance and verdicts may also be JSON texts. A licence must be in the row or be given by
-the caller. What this module only interprets, `foreign_rows` reads and checks.
+the caller. What this module only interprets, `rows` reads and checks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from typing import Any
 
 from vlm_contextrl import matching
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_values import (
+from vlm_contextrl.foreign.values import (
     answer_text,
     further,
     image,
@@ -51,7 +51,7 @@ from vlm_contextrl.foreign_values import (
     text,
     without_messages,
 )
-from vlm_contextrl.foreign_values import options as read_options
+from vlm_contextrl.foreign.values import options as read_options
 from vlm_contextrl.pairs import ANSWER_TYPES
 from vlm_contextrl.row_schema import Kind
 

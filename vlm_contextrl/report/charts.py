@@ -1,7 +1,7 @@
 """Charts as inline SVG, without a library or a script: learning curves, before/after bars, histograms.
 
 A chart is a `<figure>`: caption, legend, drawing (role "img" with title and description) and the same numbers
-as a table behind `<details>`. Colours are CSS classes of the page (`report_style`); no meaning rests on
+as a table behind `<details>`. Colours are CSS classes of the page (`style`); no meaning rests on
 colour alone: "before" is hatched and dashed, "after" is solid. Drawings are 380 units wide, so that text
 stays readable on a telephone and does not grow huge on a desk.
 
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_contextrl.chart_parts import (
+from vlm_contextrl.report.chart_parts import (
     BOTTOM,
     LEFT,
     MISSING,

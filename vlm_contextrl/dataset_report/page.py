@@ -15,12 +15,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vlm_contextrl.chart_parts import finite, number
-from vlm_contextrl.dataset_cards import choose_rows, row_card, shortened
-from vlm_contextrl.dataset_charts import count_chart, share_chart, value_chart
-from vlm_contextrl.dataset_stats import read_rejects, reject_code, stats
-from vlm_contextrl.report import CONTENT_SECURITY_POLICY
-from vlm_contextrl.report_style import CSS
+from vlm_contextrl.dataset_report.cards import choose_rows, row_card, shortened
+from vlm_contextrl.dataset_report.charts import count_chart, share_chart, value_chart
+from vlm_contextrl.dataset_report.stats import read_rejects, reject_code, stats
+from vlm_contextrl.report.chart_parts import finite, number
+from vlm_contextrl.report.page import CONTENT_SECURITY_POLICY
+from vlm_contextrl.report.style import CSS
 from vlm_contextrl.row_schema import json_object
 from vlm_contextrl.storage import read_rows
 

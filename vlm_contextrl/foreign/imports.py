@@ -1,4 +1,4 @@
-"""Rows of any format that can be read (`foreign_formats`, or a dataset folder) become a dataset folder: `pairs import`.
+"""Rows of any format that can be read (`formats`, or a dataset folder) become a dataset folder: `pairs import`.
 
 One pass: a row is read, checked and written, or goes to rejects.jsonl as `code: file: row: what was found, what was expected`. Codes:
 unreadable (a key is missing or no such row), image (not in the folder, damaged, too large), no_licence, duplicate_id, other_kind (a
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_contextrl.errors import DataError
-from vlm_contextrl.foreign_rows import Reject, Sieve, usable_rows
+from vlm_contextrl.foreign.rows import Reject, Sieve, usable_rows
 from vlm_contextrl.pairs import Row
 from vlm_contextrl.row_schema import Kind
 from vlm_contextrl.storage import content_hash, foreign_files, read_rows, write_rows

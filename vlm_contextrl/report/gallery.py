@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from vlm_contextrl.chart_parts import number
 from vlm_contextrl.images import encode_png
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage
 from vlm_contextrl.prompts import option_lines, shown_answer
+from vlm_contextrl.report.chart_parts import number
 
 Outcome = Literal["learned", "still wrong", "lost", "right throughout"]
 Box = tuple[float, float, float, float]

@@ -1,4 +1,4 @@
-"""The rows of Parquet files that others wrote, as plain values; what they mean, `foreign_formats` says.
+"""The rows of Parquet files that others wrote, as plain values; what they mean, `formats` says.
 
 Taken are the columns whose names it knows, and those of numbers or texts (for the provenance); nested columns of other names are not
 read. Files are streamed while they are iterated over; a single row costs reading its row group, of which one is held.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_contextrl.errors import DataError, first_line
-from vlm_contextrl.foreign_formats import (
+from vlm_contextrl.foreign.formats import (
     ANSWER_KEYS,
     CANDIDATE_KEYS,
     IMAGE_KEYS,

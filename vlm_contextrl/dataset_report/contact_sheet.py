@@ -12,10 +12,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from vlm_contextrl.dataset_cards import choose_rows
-from vlm_contextrl.gallery import pair_box
+from vlm_contextrl.dataset_report.cards import choose_rows
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, Row
 from vlm_contextrl.prompts import option_lines, shown_answer
+from vlm_contextrl.report.gallery import pair_box
 from vlm_contextrl.storage import read_rows
 
 SHOWN = 6
