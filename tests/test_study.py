@@ -15,10 +15,11 @@ import yaml
 from rich.console import Console
 
 from tests.killed_runs import kill_at
-from tests.study_cells import MEASURED, run_config
+from tests.study_cells import MEASURED, accuracy, run_config
 from vlm_contextrl.errors import InputError
-from vlm_contextrl.study import workers
+from vlm_contextrl.study import cell_process, workers
 from vlm_contextrl.study.cells import Cell
+from vlm_contextrl.study.data import Rows
 from vlm_contextrl.study.run import run_study
 from vlm_contextrl.study.settings import StudyConfig, load_study
 from vlm_contextrl.study.workers import make_slots, run_cells
@@ -102,6 +103,25 @@ def test_a_cell_that_lacks_a_measured_set_is_not_finished(tmp_path: Path) -> Non
     cell.run_dir.mkdir(parents=True)
     (cell.run_dir / "measures.json").write_text('{"held_out": {}}')
     assert not cell.is_finished
+
+
+def test_a_probe_that_was_added_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a finished cell was measured by before stays as it is."""
+    asked: list[list[str]] = []
+
+    def measure(config: Any, model: Path | None, sets: dict[str, Rows], units: Path) -> dict[str, Any]:
+        asked.append(list(sets))
+        return {name: {"vqa_accuracy": accuracy(0.5)} for name in sets}
+
+    monkeypatch.setattr(cell_process, "measure_sets", measure)
+    config = run_config()
+    for measured in ({"held_out": MEASURED["held_out"]}, {**MEASURED, "probe_x": Rows(Path("x"), None)}):
+        cell = Cell("grpo", 1, config, tmp_path / "untrained", measured, trains=False)
+        assert not cell.is_finished
+        cell_process.work(cell.job())
+        assert cell.is_finished
+    assert asked == [["held_out"], ["left_out", "probe_x"]]
+    assert list(cell.measures()) == ["held_out", "left_out", "probe_x"]
 
 
 def test_slots() -> None:

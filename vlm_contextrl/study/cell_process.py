@@ -34,12 +34,15 @@ def work(job: dict[str, Any]) -> None:
             shutil.rmtree(run_dir)  # killed before the run had begun: nothing to go on from
         train(config, run_dir, resume=begun)
     run_dir.mkdir(parents=True, exist_ok=True)
-    sets = {
+    place = run_dir / MEASURES
+    known = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    missing = {  # a probe may have been added since
         name: Rows(**{kind: path and Path(path) for kind, path in rows.items()})
         for name, rows in job["measured"].items()
+        if name not in known
     }
-    measured = measure_sets(config, final if job["trains"] else None, sets, run_dir / "measured")
-    write_json(run_dir / MEASURES, measured)
+    measured = measure_sets(config, final if job["trains"] else None, missing, run_dir / "measured")
+    write_json(place, known | measured)
 
 
 def main() -> None:
