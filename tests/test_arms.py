@@ -350,6 +350,7 @@ def test_long_choices_are_measured(config: Make, tmp_path: Path) -> None:
         (["data.pairs_as_questions=selection", "data.pairs=null"], "data.pairs_as_questions needs pairs"),
         (["data.pair_source=random", "data.pairs=null"], "data.pair_source needs pairs"),
         (["data.pairs_as_questions=both"], "data.pairs_as_questions"),
+        (["data.pairs_share=0.2"], "data.pairs_share has no effect without data.pairs_as_questions"),
         (["objective.1={term: perception_kl, mask_rate: 0.5}"], "did you mean 'mask_ratio'"),
         (["before=[{steps: 1, objective: [{term: supervised, weigth: 1}]}]"], "did you mean 'weight'"),
     ],
@@ -395,7 +396,9 @@ def test_arms_differ_from_grpo_in_what_they_are_named_for() -> None:
         }[name]
         for config in (grpo, other):
             config["data"] = {
-                k: v for k, v in config["data"].items() if k not in ("pairs", "pairs_as_questions")
+                k: v
+                for k, v in config["data"].items()
+                if k not in ("pairs", "pairs_as_questions", "pairs_share")
             }
         same = set(grpo) - {"name", "objective", "before"}
         assert {key: other[key] for key in same} == {key: grpo[key] for key in same}

@@ -10,7 +10,6 @@ import pytest
 from vlm_contextrl import evaluation
 from vlm_contextrl.config import DataSettings
 from vlm_contextrl.evaluation import HeldOut
-from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.vqa import Answered
 
 
@@ -19,12 +18,13 @@ def test_measures_by_domain_by_hand(
 ) -> None:
     """Pairs: dials right in one order of two, charts in both and in none. Questions: dials 1 of 1, charts 1 of 2."""
     margins = [("dials", [1.0, -1.0]), ("charts", [1.0, 2.0]), ("charts", [-1.0, -2.0])]
-    names = (*evaluation.KEPT, "group_accuracy")
-    measured: dict[str, Any] = {name: bootstrap([0.5]) for name in names}
-    measured["per_pair"] = [{"id": str(i), "domain": d, "margins": m} for i, (d, m) in enumerate(margins)]
+    per_pair = [
+        {"domain": d, "margins": m, "reverse_margins": None, "control_margins": [1.0, -1.0]}
+        for d, m in margins
+    ]
     answers = [("dials", True), ("charts", True), ("charts", False)]
     answered = [Answered(str(i), domain, False, "", right) for i, (domain, right) in enumerate(answers)]
-    monkeypatch.setattr(evaluation, "probe", lambda *_, **__: measured)
+    monkeypatch.setattr(evaluation, "pair_margins", lambda *_, **__: per_pair)
     monkeypatch.setattr(evaluation, "answer_questions", lambda *_, **__: answered)
 
     data = DataSettings(questions=questions_folder, eval_questions=questions_folder, eval_pairs=pairs_folder)
@@ -36,6 +36,8 @@ def test_measures_by_domain_by_hand(
         for domain, entries in found["by_domain"].items()
     }
     assert values == {
-        "dials": {"selection_accuracy": (0.5, 1), "vqa_accuracy": (1.0, 1)},
-        "charts": {"selection_accuracy": (0.5, 2), "vqa_accuracy": (0.5, 2)},
-    }
+        "dials": {"selection_accuracy": (0.5, 1), "order_consistent_accuracy": (0.0, 1), "mean_margin": (0.0, 1),
+                  "same_image_control": (0.5, 1), "vqa_accuracy": (1.0, 1)},
+        "charts": {"selection_accuracy": (0.5, 2), "order_consistent_accuracy": (0.5, 2), "mean_margin": (0.0, 2),
+                   "same_image_control": (0.5, 2), "vqa_accuracy": (0.5, 2)},
+    }  # fmt: skip

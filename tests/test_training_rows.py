@@ -156,6 +156,22 @@ def test_pairs_behind_the_questions() -> None:
     assert list(many) == list(WithPairs([], [image_pair(n) for n in range(60)], of_each=False, seed=0))
 
 
+def test_a_share_of_the_rows_by_hand() -> None:
+    """Ten questions and a share of one sixth: two rows more, other ones under another seed; a half needs ten of 16, four fifths forty."""
+    questions, pairs = [question(n) for n in range(10)], [image_pair(n, "8") for n in range(8)]
+
+    def drawn(share: float, seed: int = 0) -> list[str]:
+        return [row.id for row in WithPairs(questions, pairs, of_each=False, seed=seed, share=share)][10:]
+
+    assert len(drawn(1 / 6)) == 2
+    assert len(set(drawn(0.5))) == 10
+    assert drawn(0.5) == drawn(0.5) != drawn(0.5, seed=1)
+    with pytest.raises(
+        DataError, match=r"pairs_share 0.8 of the rows needs 40 questions of pairs beside 10 others, found 16"
+    ):
+        drawn(0.8)
+
+
 def test_queries_of_each_context_behind_the_questions() -> None:
     pairs = [image_pair(n, "8" if n % 2 else None) for n in range(2)]
     rows = WithPairs([question(0)], pairs, of_each=True, seed=0)

@@ -117,6 +117,12 @@ class DataSettings(Record):
         description="pairs become questions among the others: which of both contexts supports the answer (selection), "
         "or the query asked of each context (vqa)",
     )
+    pairs_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="how many of the rows they are, drawn by the seed; None: every pair takes part",
+    )
     eval_questions: Path | None = Field(None, description="held-out questions for evaluation while training")
     eval_pairs: Path | None = Field(None, description="held-out pairs for the probe while training")
     prompt_style: Literal["direct", "reasoning", "plain"] = Field(
@@ -259,4 +265,6 @@ class RunConfig(Record):
         for setting in ("pairs_as_questions", "pair_source"):
             if getattr(self.data, setting) not in (None, "given") and self.data.pairs is None:
                 raise ValueError(f"data.{setting} needs pairs: data.pairs must name a folder of pairs")
+        if self.data.pairs_share is not None and self.data.pairs_as_questions is None:
+            raise ValueError("data.pairs_share has no effect without data.pairs_as_questions")
         return self

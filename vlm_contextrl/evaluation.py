@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from vlm_contextrl.config import DataSettings
 from vlm_contextrl.foreign.rows import report_rejects
 from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.probe import probe, share_right
+from vlm_contextrl.probe import measures, pair_margins
 from vlm_contextrl.storage import read_pairs, read_questions
-from vlm_contextrl.vqa import answer_questions
+from vlm_contextrl.vqa import Answered, answer_questions
 
+Unit = TypeVar("Unit")
 KEPT = ("selection_accuracy", "order_consistent_accuracy", "same_image_control", "mean_margin")
 
 
@@ -28,16 +30,14 @@ class HeldOut:
                 report_rejects(rows, folder)
 
     def measure(self, policy: Policy, max_new_tokens: int, budget_tokens: int) -> dict[str, Any]:
-        """{name: {value, n, low, high}} of selection and of greedy answers, for the sets that there are; by_domain: {domain: the same
-        of selection_accuracy and vqa_accuracy}."""
+        """{name: {value, n, low, high}} of selection and of greedy answers, for the sets that there are; by_domain: {domain: the same}."""
         out: dict[str, Any] = {}
-        units: list[tuple[str, str, float]] = []
+        by_domain: dict[str, dict[str, Any]] = defaultdict(dict)
         if self.pairs is not None:
-            measured = probe(policy, self.pairs, budget_tokens=budget_tokens)
-            out = {name: measured[name] for name in KEPT}
-            units += [
-                (p["domain"], "selection_accuracy", share_right(p["margins"])) for p in measured["per_pair"]
-            ]
+            margins = pair_margins(policy, self.pairs, budget_tokens=budget_tokens)
+            out |= _selection(margins)
+            for domain, some in _by_domain(margins, lambda pair: pair["domain"]).items():
+                by_domain[domain] |= _selection(some)
         if self.questions is not None:
             answered = answer_questions(
                 policy,
@@ -46,16 +46,23 @@ class HeldOut:
                 max_new_tokens=max_new_tokens,
                 budget_tokens=budget_tokens,
             )
-            out["vqa_accuracy"] = bootstrap([float(a.correct) for a in answered])
-            units += [(a.domain, "vqa_accuracy", float(a.correct)) for a in answered]
-        return out | {"by_domain": _by_domain(units)}
+            out |= _answers(answered)
+            for domain, those in _by_domain(answered, lambda answer: answer.domain).items():
+                by_domain[domain] |= _answers(those)
+        return out | {"by_domain": by_domain}
 
 
-def _by_domain(units: Sequence[tuple[str, str, float]]) -> dict[str, dict[str, Any]]:
-    groups: dict[str, dict[str, list[float]]] = {}
-    for domain, name, value in units:
-        groups.setdefault(domain, {}).setdefault(name, []).append(value)
-    return {
-        domain: {name: bootstrap(values) for name, values in named.items()}
-        for domain, named in groups.items()
-    }
+def _selection(margins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = measures(margins)
+    return {name: found[name] for name in KEPT}
+
+
+def _answers(answered: Sequence[Answered]) -> dict[str, Any]:
+    return {"vqa_accuracy": bootstrap([float(each.correct) for each in answered])}
+
+
+def _by_domain(units: Sequence[Unit], domain_of: Callable[[Unit], str]) -> dict[str, list[Unit]]:
+    groups: dict[str, list[Unit]] = defaultdict(list)
+    for unit in units:
+        groups[domain_of(unit)].append(unit)
+    return groups

@@ -15,7 +15,7 @@ Intervals are bootstrapped over pairs. Source of the probe: arXiv 2606.17053, se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -107,6 +107,11 @@ def probe(
     per_pair = pair_margins(
         policy, pairs, batch_pairs=batch_pairs, budget_tokens=budget_tokens, progress=progress
     )
+    return {**measures(per_pair, seed), "per_pair": per_pair}
+
+
+def measures(per_pair: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """All measures of the module's docstring, of some pairs' margins (see `pair_margins`)."""
 
     def interval(values: Sequence[float]) -> dict[str, Any]:
         return bootstrap(values, seed)
@@ -119,7 +124,6 @@ def probe(
         "mean_margin": interval([sum(p["margins"]) / 2 for p in per_pair]),
         "position_bias": interval([_share_first(p["margins"]) - 0.5 for p in per_pair]),
         "same_image_control": interval([share_right(p["control_margins"]) for p in per_pair]),
-        "per_pair": per_pair,
     }
 
 

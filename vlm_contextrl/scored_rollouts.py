@@ -203,8 +203,11 @@ def _metrics(scored: list[_Scored]) -> dict[str, float]:
         flat = [float(value) for values in lists for value in values]
         return sum(flat) / len(flat)
 
+    lengths = [n for s in scored for n in s.n_tokens]
     return {name: mean([s.parts[name] for s in scored]) for name in scored[0].parts} | {
+        "completions": float(len(lengths)),
         "completion_tokens": mean([s.n_tokens for s in scored]),
+        "longest_completion": float(max(lengths)),
         "truncated": mean([s.truncated for s in scored]),
     }
 

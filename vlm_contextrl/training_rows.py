@@ -34,7 +34,8 @@ def training_rows(data: DataSettings, seed: int) -> tuple[Sequence[QuestionRow],
     if data.pair_source == "random":
         pairs = RandomConfounders(pairs, seed)
     if data.pairs_as_questions:
-        questions = WithPairs(questions, pairs, of_each=data.pairs_as_questions == "vqa", seed=seed)
+        of_each = data.pairs_as_questions == "vqa"
+        questions = WithPairs(questions, pairs, of_each=of_each, seed=seed, share=data.pairs_share)
     return questions, pairs
 
 
@@ -119,16 +120,31 @@ class RandomConfounders(LazyRows[ContrastivePair]):
 class WithPairs(LazyRows[QuestionRow]):
     """Questions, and behind them pairs as questions.
 
-    of_each: the query asked of each context whose answer is known; otherwise which context supports the answer.
+    of_each: the query asked of each context whose answer is known; otherwise which context supports the answer. share: of all rows that are
+    such questions, which are then drawn by the seed; None takes them all. DataError when there are fewer.
     """
 
     def __init__(
-        self, questions: Sequence[QuestionRow], pairs: Sequence[ContrastivePair], *, of_each: bool, seed: int
+        self,
+        questions: Sequence[QuestionRow],
+        pairs: Sequence[ContrastivePair],
+        *,
+        of_each: bool,
+        seed: int,
+        share: float | None = None,
     ) -> None:
         self.questions, self.pairs, self.of_each, self.seed = questions, pairs, of_each, seed
         self.rejects = getattr(questions, "rejects", ())
         known = [1 if pair.confounder_answer is None else 2 for pair in pairs]
         self._places = [(index, number) for index, count in enumerate(known) for number in range(count)]
+        if share is not None:
+            wanted = round(share / (1 - share) * len(questions))
+            if wanted > len(self._places):
+                raise DataError(
+                    f"data.pairs_share {share:g} of the rows needs {wanted} questions of pairs beside {len(questions)} others, found "
+                    f"{len(self._places)}; lower it or give more pairs"
+                )
+            self._places = random.Random(f"{seed}:pairs share").sample(self._places, wanted)
 
     def __len__(self) -> int:
         return len(self.questions) + len(self._places)
