@@ -64,7 +64,15 @@ def finished_cell(
     (cell.run_dir / "measures.json").write_text(json.dumps(measures))
     if trains:
         metrics = [
-            {"step": n, "reward_mean": n / 10 + seed / 100, "completion_tokens": 2.0, "trained_tokens": 100.0}
+            {
+                "step": n,
+                "reward_mean": n / 10 + seed / 100,
+                "completions": 8.0,
+                "completion_tokens": 2.0,
+                "longest_completion": 3.0,
+                "trained_tokens": 100.0,
+                "skipped_updates": 0.0,
+            }
             for n in range(1, STEPS + 1)
         ]
         lines(cell.run_dir / "metrics.jsonl", metrics)

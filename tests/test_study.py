@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tests.killed_runs import kill_at
 from tests.study_cells import MEASURED, accuracy, run_config
-from vlm_contextrl.errors import InputError
+from vlm_contextrl.errors import DataError, InputError
 from vlm_contextrl.study import cell_process, workers
 from vlm_contextrl.study.cells import Cell
 from vlm_contextrl.study.data import Rows
@@ -39,7 +39,8 @@ if seed == 15:
     sys.exit(1)
 run_dir.mkdir(parents=True)
 (run_dir / "metrics.jsonl").write_text('{"step": 1, "reward_mean": 0.5}\\n{"step"')
-(run_dir / "measures.json").write_text(json.dumps({name: {} for name in job["measured"]} | {"threads": os.environ["OMP_NUM_THREADS"]}))
+measured = {name: {} for name in job["measured"]} | {"threads": {"of": os.environ["OMP_NUM_THREADS"]}}
+(run_dir / "measures.json").write_text(json.dumps(measured))
 """
 
 
@@ -68,7 +69,7 @@ def test_a_failed_cell_is_named_and_the_others_go_on(
     )
     assert list(failed) == ["a-13", "a-14"]
     assert [cell.is_finished for cell in planned] == [False, True, False, True]
-    assert planned[1].measures()["threads"] == "3"
+    assert planned[1].measures()["threads"] == {"of": "3"}
     out = capsys.readouterr().out
     assert "a-1: done in" in out
     assert "(2 of 4)" in out
@@ -109,9 +110,10 @@ def test_a_probe_that_was_added_is_measured_alone(tmp_path: Path, monkeypatch: p
     """What a finished cell was measured by before stays as it is."""
     asked: list[list[str]] = []
 
-    def measure(config: Any, model: Path | None, sets: dict[str, Rows], units: Path) -> dict[str, Any]:
+    def measure(config: Any, model: Path | None, sets: dict[str, Rows], units: Path) -> Iterator[Any]:
         asked.append(list(sets))
-        return {name: {"vqa_accuracy": accuracy(0.5)} for name in sets}
+        for name in sets:
+            yield name, {"vqa_accuracy": accuracy(0.5)}
 
     monkeypatch.setattr(cell_process, "measure_sets", measure)
     config = run_config()
@@ -122,6 +124,22 @@ def test_a_probe_that_was_added_is_measured_alone(tmp_path: Path, monkeypatch: p
         assert cell.is_finished
     assert asked == [["held_out"], ["left_out", "probe_x"]]
     assert list(cell.measures()) == ["held_out", "left_out", "probe_x"]
+
+
+def test_what_was_measured_before_a_set_failed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(config: Any, model: Path | None, sets: dict[str, Rows], units: Path) -> Iterator[Any]:
+        yield "held_out", {"vqa_accuracy": accuracy(0.5)}
+        raise DataError("probe: no luck")
+
+    monkeypatch.setattr(cell_process, "measure_sets", measure)
+    measured = {"held_out": MEASURED["held_out"], "probe_x": Rows(Path("x"), None)}
+    cell = Cell("grpo", 1, run_config(), tmp_path / "untrained", measured, trains=False)
+    with pytest.raises(DataError, match="no luck"):
+        cell_process.work(cell.job())
+    assert list(cell.measures()) == ["held_out"]
+    assert not cell.is_finished
 
 
 def test_slots() -> None:

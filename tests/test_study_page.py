@@ -11,7 +11,16 @@ import pytest
 from tests.page_reader import Page
 from tests.study_cells import finished_cell
 from vlm_contextrl.report.chart_parts import LEFT, RIGHT, WIDTH
-from vlm_contextrl.study.charts import COLOURS, DASHES, MARKERS, Spot, curve_chart, difference_chart, scatter
+from vlm_contextrl.study.charts import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    Spot,
+    arm_css,
+    curve_chart,
+    difference_chart,
+    scatter,
+)
 from vlm_contextrl.study.curves import Band, Curves, learning_curves
 from vlm_contextrl.study.page import study_page
 from vlm_contextrl.study.results import summarise
@@ -52,6 +61,22 @@ def test_page_shows_the_numbers(page: str) -> None:
 
 def test_every_arm_has_a_marker_and_a_dash_of_its_own() -> None:
     assert len(set(MARKERS)) == len(set(DASHES)) == len(set(COLOURS)) == len(MARKERS)
+
+
+def test_more_arms_than_colours_differ_by_marker_and_dash() -> None:
+    """14 arms, as in study_ablations: no two marks of the drawing have both the style's colour and the marker in common."""
+    names = [f"arm{n}" for n in range(14)]
+    band = [Band(1, 0.5, 0.5, 0.5), Band(2, 0.6, 0.6, 0.6)]
+    drawn = curve_chart("c", Curves("c", "y", dict.fromkeys(names, band)), names, {})
+    lines = re.findall(r'class="line (arm\d+)"', drawn)
+    assert len(set(lines)) == len(names)
+    rules = dict(re.findall(r"svg \.(arm\d+)\{(.*?)\}", arm_css()))
+    assert len({rules[line] for line in lines}) == len(names)
+    spots = [Spot(name, entry(0.5 + n / 100), entry(0.5)) for n, name in enumerate(names)]
+    marks = re.findall(
+        r'class="mark\s+(arm\d+)"[^>]*? d="(.*?)"', scatter("s", "c", spots, None, x_label="x", y_label="y")
+    )
+    assert len({(rules[arm].split(";")[0], marker) for arm, marker in marks}) == len(names)
 
 
 def test_scatter_by_hand() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.study_cells import STEPS, finished_cell, lines, run_config
-from vlm_contextrl.errors import ConfigError
-from vlm_contextrl.study.budgets import check_equal, cost
+from tests.study_cells import STEPS, accuracy, finished_cell, lines, run_config
+from vlm_contextrl.errors import ConfigError, DataError
+from vlm_contextrl.study.budgets import check_equal, cost, spent_otherwise
 from vlm_contextrl.study.curves import Band, bands, learning_curves
 from vlm_contextrl.study.results import summarise
 from vlm_contextrl.study.seed_intervals import over_seeds, paired, t_quantile
@@ -83,9 +83,19 @@ def test_what_arms_add_is_counted() -> None:
     config = run_config(
         objective=[POLICY, {"term": "selection_reward", "ratio": 0.5}], before=[stage], **{"data.pairs": "p"}
     )
-    metrics: list[dict[str, Any]] = [{"step": n, "loss": 0.5, "trained_tokens": 30.0} for n in (1, 2)]
-    sampled = {"reward_mean": 0.5, "completion_tokens": 2.0, "selection_completion_tokens": 3.0}
-    metrics += [{"step": n, **sampled, "trained_tokens": 200.0} for n in (3, 4, 5)]
+    metrics: list[dict[str, Any]] = [
+        {"step": n, "trained_tokens": 30.0, "skipped_updates": 0.0} for n in (1, 2)
+    ]
+    sampled = {"reward_mean": 0.5, "completions": 8.0, "completion_tokens": 2.0, "longest_completion": 3.0}
+    asked = {
+        "selection_completions": 4.0,
+        "selection_completion_tokens": 3.0,
+        "selection_longest_completion": 4.0,
+    }
+    metrics += [
+        {"step": n, **sampled, **asked, "trained_tokens": 200.0, "skipped_updates": 0.0} for n in (3, 4, 5)
+    ]
+    assert spent_otherwise(config, metrics) is None
     found = cost(config, metrics, [])
     assert found == {
         "train_s": 0,
@@ -109,6 +119,9 @@ def test_what_arms_add_is_counted() -> None:
         ({"data.max_prompt_tokens": 99}, "data.max_prompt_tokens is 99, expected 512"),
         ({"model.path": "other"}, "model.path is other, expected tinyvl"),
         ({"data.questions": "other"}, "data.questions is other"),
+        ({"data.prompt_style": "direct"}, "data.prompt_style is direct, expected plain"),
+        ({"model.max_pixels": 3136}, "model.max_pixels is 3136, expected None"),
+        ({"data.eval_pairs": "other"}, "data.eval_pairs is other"),
         ({"steps": None, "epochs": 1}, "arm 'b': counts epochs, expected `steps`"),
     ],
 )
@@ -123,20 +136,70 @@ def test_equal_budgets_pass_whatever_the_objective() -> None:
     )
 
 
-def test_a_cell_that_did_not_make_its_steps_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"step": 4}, "metrics.jsonl holds 3 steps, 3 of them with rollouts, expected 3 and 3"),
+        ({"completions": 7.0}, "step 3 has 7 completions, expected 8"),
+        ({"longest_completion": 9.0}, "step 3 has a completion of 9 tokens, expected at most 8"),
+        ({"selection_completions": 8.0}, "step 3 has 8 selection_completions, expected 4"),
+        ({"selection_longest_completion": 9.0}, "step 3 has a completion of 9 tokens"),
+    ],
+)
+def test_what_a_cell_may_not_do(tmp_path: Path, changed: dict[str, float], reason: str) -> None:
+    """Such a cell counts as failed; the others have their numbers."""
+    config = run_config(objective=[POLICY, {"term": "selection_reward", "ratio": 0.5}], **{"data.pairs": "p"})
+    cell = finished_cell(tmp_path, "asks", 1, 0.5, 0.5, 0.5, config=config)
+    asked = {
+        "selection_completions": 4.0,
+        "selection_completion_tokens": 2.0,
+        "selection_longest_completion": 2.0,
+    }
+    records = [{**record, **asked} for record in cell.records("metrics")]
+    lines(cell.run_dir / "metrics.jsonl", records)
+    assert spent_otherwise(config, cell.records("metrics")) is None
+    lines(cell.run_dir / "metrics.jsonl", [*records[:2], {**records[2], **changed}])
+    found = summarise([finished_cell(tmp_path, "grpo", 1, 0.6, 0.5, 0.5), cell], "grpo", {})
+    assert found["failed"]["asks-1"].startswith(reason)
+    assert found["failed"]["asks-1"].endswith("remove the cell's folder and start again")
+    assert found["arms"]["asks"]["vqa_accuracy"]["n_seeds"] == 0
+    assert found["arms"]["grpo"]["vqa_accuracy"]["value"] == 0.6
+
+
+def test_skipped_updates_are_not_counted(tmp_path: Path) -> None:
+    """One of three updates had no finite loss."""
     cell = finished_cell(tmp_path, "grpo", 1, 0.5, 0.5, 0.5)
-    lines(cell.run_dir / "metrics.jsonl", cell.records("metrics")[:2])
-    with pytest.raises(
-        ConfigError, match="grpo-1: metrics.jsonl holds 2 steps, 2 of them with rollouts, expected 3 and 3"
-    ):
+    first, *others = cell.records("metrics")
+    metrics = [{**first, "skipped_updates": 1.0}, *others]
+    assert cost(cell.config, metrics, [])["updates"] == 2
+
+
+def test_measures_of_earlier_starts_are_left_out(tmp_path: Path) -> None:
+    cell = finished_cell(tmp_path, "grpo", 1, 0.5, 0.5, 0.5)
+    found = json.loads((cell.run_dir / "measures.json").read_text())
+    (cell.run_dir / "measures.json").write_text(
+        json.dumps(found | {"probe_x": {"vqa_accuracy": accuracy(1.0)}})
+    )
+    assert set(summarise([cell], "grpo", {})["arms"]["grpo"]["measures"]) == {"held_out", "left_out"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"held_out": 1}'])
+def test_damaged_measures_are_one_line(tmp_path: Path, text: str) -> None:
+    cell = finished_cell(tmp_path, "grpo", 1, 0.5, 0.5, 0.5)
+    (cell.run_dir / "measures.json").write_text(text)
+    with pytest.raises(DataError, match="measures.json: .* remove it, and the cell is measured again"):
         summarise([cell], "grpo", {})
 
 
-def test_a_cell_with_longer_completions_is_refused(tmp_path: Path) -> None:
-    cell = finished_cell(tmp_path, "grpo", 1, 0.5, 0.5, 0.5)
-    lines(cell.run_dir / "metrics.jsonl", [{**m, "completion_tokens": 8.5} for m in cell.records("metrics")])
-    with pytest.raises(ConfigError, match="grpo-1: .* a step of 8.5 tokens a completion, expected at most 8"):
-        summarise([cell], "grpo", {})
+def test_times_of_the_baseline_are_over_shared_seeds(tmp_path: Path) -> None:
+    """Arm b takes 30 and 300 s, the baseline 30 s and has one seed only: b is as dear as the baseline there."""
+    cells = [
+        finished_cell(tmp_path, "grpo", 1, 0.5, 0.5, 0.5),
+        finished_cell(tmp_path, "b", 1, 0.5, 0.5, 0.5),
+        finished_cell(tmp_path, "b", 2, 0.5, 0.5, 0.5, step_s=100),
+    ]
+    train = summarise(cells, "grpo", {})["arms"]["b"]["cost"]["train_s"]
+    assert (train["value"], train["extra"], train["times"]) == (165, 0, 1)
 
 
 # ---------------------------------------------------------------- the result
@@ -199,7 +262,7 @@ def test_tables(result: dict[str, Any]) -> None:
     text = markdown(result)
     assert "2 seeds; every arm: 3 steps, 3 updates, 24 rollouts, 192 tokens at most." in text
     assert "| contextrl | 70.0 (" in text
-    assert "| da_rl | \N{MINUS SIGN}5.0 | 0.0 | 0.0 |" in text
+    assert "| da_rl (1 of 2 seeds) | \N{MINUS SIGN}5.0 | 0.0 | 0.0 |" in text
     assert "| contextrl | 1.0 | 2.00 | 3 | 24 | 48 | 300 | 0 | 300 |" in text
 
 
@@ -211,7 +274,7 @@ def test_an_arm_without_a_finished_cell_has_no_numbers(tmp_path: Path) -> None:
     assert found["arms"]["papo"]["vqa_accuracy"]["n_seeds"] == 0
     assert found["arms"]["papo"]["cost"] == {}
     assert found["untrained"] is None
-    assert "| papo | \N{EN DASH} |" in markdown(found)
+    assert "| papo (0 of 1 seeds) | \N{EN DASH} |" in markdown(found)
 
 
 def test_words() -> None:

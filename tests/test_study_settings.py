@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import yaml
 
 from vlm_contextrl.config import SelectionTerm
 from vlm_contextrl.errors import ConfigError, DataError, InputError
+from vlm_contextrl.storage import read_pairs, write_rows
 from vlm_contextrl.study.cells import Cell, plan_cells
-from vlm_contextrl.study.data import check_data, make_data, plan_data
+from vlm_contextrl.study.data import Rows, check_data, check_inputs, make_data, plan_data
 from vlm_contextrl.study.run import run_study
 from vlm_contextrl.study.settings import StudyConfig, as_overrides, load_study
 
@@ -135,7 +137,9 @@ def test_changes_as_overrides() -> None:
         ({"only": ["contextrl"]}, "baseline: 'grpo' is none of the arms"),
         ({"seeds": [1, 1]}, "seeds: a seed is named twice"),
         ({"seeds": []}, "seeds: "),
+        ({"seeds": [1, -1]}, "seeds.1: .*greater than or equal to 0"),
         ({"arms": {"../x": {}}}, "arms"),
+        ({"arms": {"grpo": {}, "lr_0.1": {}}}, "arms.lr_0.1"),
         ({"render": None}, "give exactly one of `render` and `folders`"),
         ({"render": STUDY["render"] | {"left_out_pairs": 0}}, "render: give left_out, left_out_pairs and left_out_questions together"),
         ({"render": STUDY["render"] | {"left_out": ["charts"]}}, "render: left_out: 'charts' is among the domains that are trained on"),
@@ -236,6 +240,48 @@ def test_folders_that_are_there(tmp_path: Path, pairs_folder: Path, questions_fo
     swapped = study_of(tmp_path, render=None, folders=folders | {"pairs": str(questions_folder)}, quick={})
     with pytest.raises(DataError, match="folders.pairs: .* holds questions, expected pairs"):
         check_data(swapped)
+
+
+def test_folders_that_were_changed_are_refused(
+    tmp_path: Path, pairs_folder: Path, questions_folder: Path
+) -> None:
+    """Finished cells would otherwise stand beside cells that are trained on, or measured by, other rows. A set that is new is noted."""
+    data = {"arm grpo": Rows(questions_folder, pairs_folder), "held_out": Rows(questions_folder, None)}
+    check_inputs(data, tmp_path)
+    check_inputs(data | {"probe_x": Rows(None, pairs_folder)}, tmp_path)
+    assert list(json.loads((tmp_path / "inputs.json").read_text())) == [
+        "arm grpo questions", "arm grpo pairs", "held_out questions", "probe_x pairs",
+    ]  # fmt: skip
+    fewer = tmp_path / "fewer"
+    write_rows(list(read_pairs(pairs_folder))[:2], fewer, recipe="x", config={})
+    for name in ("arm grpo", "probe_x"):
+        with pytest.raises(
+            InputError, match=f"fewer: holds other pairs than when .* was begun .{name}.; restore them"
+        ):
+            check_inputs({name: Rows(None, fewer)}, tmp_path)
+
+
+def test_the_folder_of_another_study_is_refused(tmp_path: Path) -> None:
+    """Nothing of it is touched."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "study.yaml").write_text("name: other\n")
+    with pytest.raises(InputError, match="holds the study 'other', not"):
+        run_study(write(tmp_path), out)
+    assert (out / "study.yaml").read_text() == "name: other\n"
+    (out / "study.yaml").write_text("- {")
+    with pytest.raises(InputError, match="study.yaml: cannot be read"):
+        run_study(write(tmp_path), out)
+
+
+def test_a_place_where_no_folder_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be made"):
+        run_study(write(tmp_path), tmp_path / "file/out")
+
+
+def test_a_name_of_digits(tmp_path: Path) -> None:
+    assert plan(tmp_path, name="2026")["grpo-1"].config.name == "2026-grpo-1"
 
 
 def test_ids_that_two_measured_sets_share_are_refused(

@@ -73,7 +73,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _scalar(text: str) -> Any:
     value = yaml.safe_load(text)
-    if isinstance(value, str):
+    if isinstance(value, str) and text.strip()[:1] not in ('"', "'"):
         try:  # YAML 1.1 reads 1e-5 as a string
             return float(value)
         except ValueError:

@@ -30,7 +30,15 @@ def check_run_folder(path: Path, config: RunConfig, *, resume: bool) -> None:
         return
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: nothing to resume, {CONFIG} is missing; start without --resume")
-    before, now = yaml.safe_load((path / CONFIG).read_text()), config.model_dump(mode="json")
+    try:
+        before = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        before = None
+    if not isinstance(before, dict):
+        raise InputError(
+            f"{path / CONFIG}: cannot be read, so what the run began with is not known; start anew in another folder"
+        )
+    now = config.model_dump(mode="json")
     changed = [key for key in now if key != "log" and before.get(key) != now[key]]
     if changed:
         raise ConfigError(

@@ -45,7 +45,8 @@ class SelectionTerm(Record):
     )
     clip_value: float = Field(5.0, gt=0, description="c: the margin is clipped to [-c, c] (logits)")
     orders: Literal["random", "both"] = Field(
-        "random", description="one random option order per pair (paper), or the mean margin of both"
+        "random",
+        description="one random option order per pair, drawn anew each time, or the mean margin of both",
     )
     reverse: bool = Field(False, description="add (A', C-, C+) where the confounder's answer is known")
     contexts: int = Field(

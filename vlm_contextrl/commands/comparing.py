@@ -48,7 +48,7 @@ def compare(
         bool,
         typer.Option(
             "--allow-different-settings",
-            help="Compare runs of another style, answer length, image size, limit or data all the same.",
+            help="Compare runs of another style, answer length, image size, limit, judge or data all the same.",
         ),
     ] = False,
 ) -> None:

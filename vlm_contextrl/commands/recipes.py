@@ -125,7 +125,7 @@ def dedupe(
     input_folder: Rows, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
     engine: EngineName = "local", workers: Workers = 1,
 ) -> None:  # fmt: skip
-    """Drop rows that repeat the images of an earlier one."""
+    """Drop rows that ask the same about the same images or texts as an earlier one."""
     _run("curate.dedupe", "DedupeConfig", input_folder, out, overrides, config, json_file, engine, workers)
 
 

@@ -30,12 +30,13 @@ def study(
     Cells that are finished are kept, those that were interrupted go on; a cell that failed is tried again.
     """
     from vlm_contextrl.study.run import CellsFailedError, run_study
-    from vlm_contextrl.study.tables import LABELS, accuracy_rows, difference_rows
+    from vlm_contextrl.study.tables import LABELS, accuracy_rows, cost_headers, cost_rows, difference_rows
 
     result, folder = run_study(run_config(config), out, overrides or [], quick=quick)
     write_json(json_file, result)
     show_table("Accuracy, % (95% interval)", ("arm", *LABELS.values()), accuracy_rows(result))
     show_table(f"Minus {result['baseline']}, points", ("arm", *LABELS.values()), difference_rows(result))
+    show_table("Cost, mean over seeds", cost_headers(result["baseline"]), cost_rows(result))
     print(f"Report: {folder / 'study.html'}")
     if result["failed"]:
         names = "; ".join(f"{name}: {reason}" for name, reason in result["failed"].items())

@@ -7,7 +7,9 @@ all tokens of an optimizer step:
     H  = mean( -logp )      H_masked = mean( -masked )       sampled estimates of the entropies ("double entropy")
     L  = -gamma KL + eta H + eta_masked H_masked
 
-The KL is maximised. It has no upper bound, and a policy can raise it by rambling; minimising both entropies is what holds that down.
+The KL is maximised. It has no upper bound, and a policy can raise it by rambling; the entropy terms are to hold that down. As sampled
+estimates they do so through the value of the loss more than through its gradient: that of mean( -logp ) over completions of the very policy
+that is trained is 0 in expectation (its sum over completions o of pi(o) grad log pi(o)), other than the gradient of the entropy itself.
 
 Source: arXiv 2507.06448: gamma 0.01 to 0.02, eta = eta_masked 0.03 to 0.05; images masked by blackening squares of 14 px with
 probability 0.6. As in its public code, `masked` is taken once per rollout by the policy that sampled, without gradient. H_masked is then a

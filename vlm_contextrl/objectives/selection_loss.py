@@ -12,8 +12,8 @@ clip "two_sided" (the paper): no gradient outside [-c, c], neither for pairs tha
 nor for pairs that are confidently wrong. "one_sided": only the confidently right ones are flat, so the
 confidently wrong keep their gradient. "none": plain cross-entropy.
 
-orders "random" (the paper): one row per pair. "both" (ours): every pair is shown in both option orders and
-the loss is taken of the average margin, which cancels a constant preference for a position.
+orders "random" (ours; the paper does not say): one row per pair. "both" (ours): every pair is shown in both option
+orders and the loss is taken of the average margin, which cancels a constant preference for a position.
 
 Denominator: `pairs` is the number of pairs of the WHOLE optimizer step over all ranks, so the losses (and
 metrics) of its micro-batches add up; both rows of a pair must be in the same micro-batch. The weight lambda

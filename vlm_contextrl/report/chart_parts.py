@@ -16,7 +16,7 @@ Look = Literal["before", "after", "right", "wrong"]
 WIDTH = 380
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 40  # room for tick labels and axis labels
 MISSING = "\N{EN DASH}"
-_MINUS = "\N{MINUS SIGN}"
+MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def number(value: float | None, digits: int = 2) -> str:
     if value is None:
         return MISSING
     text = f"{value:.{digits}f}"
-    return text.replace("-", _MINUS) if float(text) else text.removeprefix("-")
+    return text.replace("-", MINUS) if float(text) else text.removeprefix("-")
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -177,4 +177,4 @@ def number_table(headers: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _tick(value: float) -> str:
-    return f"{value:g}".replace("-", _MINUS)
+    return f"{value:g}".replace("-", MINUS)

@@ -41,8 +41,11 @@ def work(job: dict[str, Any]) -> None:
         for name, rows in job["measured"].items()
         if name not in known
     }
-    measured = measure_sets(config, final if job["trains"] else None, missing, run_dir / "measured")
-    write_json(place, known | measured)
+    for name, measured in measure_sets(
+        config, final if job["trains"] else None, missing, run_dir / "measured"
+    ):
+        known[name] = measured
+        write_json(place, known)
 
 
 def main() -> None:

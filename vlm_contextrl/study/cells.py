@@ -1,6 +1,6 @@
 """One arm with one seed is a cell: an ordinary run directory, made by the code of `train`, with `measures.json` at the end.
 
-OUT/cells/ARM-SEED/          the run directory; `measures.json` appears last, and the cell is finished
+OUT/cells/ARM-SEED/          the run directory; when its `measures.json` has every measured set, the cell is finished
 OUT/jobs/ARM-SEED.json       what its process is told; .log: what that printed; .lock: held while it is at work
 OUT/untrained/measures.json  the model that the arms start from, measured the same way
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from vlm_contextrl.appended_lines import read_lines
 from vlm_contextrl.config import RunConfig
-from vlm_contextrl.errors import ConfigError
+from vlm_contextrl.errors import ConfigError, DataError
 from vlm_contextrl.runlog import CONFIG, check_run_folder
 from vlm_contextrl.study.budgets import check_equal
 from vlm_contextrl.study.data import Rows, StudyData
@@ -58,8 +58,18 @@ class Cell:
         }
 
     def measures(self) -> dict[str, dict[str, Any]]:
-        """{measured set: {measure: {value, n, low, high}}} of a finished cell."""
-        found: dict[str, dict[str, Any]] = json.loads((self.run_dir / MEASURES).read_text(encoding="utf-8"))
+        """{measured set: {measure: {value, n, low, high}}}. DataError for a file that is damaged."""
+        path = self.run_dir / MEASURES
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: cannot be read ({error}); remove it, and the cell is measured again"
+            ) from None
+        if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+            raise DataError(
+                f"{path}: expected an object of measured sets; remove it, and the cell is measured again"
+            )
         return found
 
     def records(self, stream: str) -> list[dict[str, Any]]:

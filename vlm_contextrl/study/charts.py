@@ -1,4 +1,7 @@
-"""Charts of a study in the style of the core's: every arm has a colour, a marker and a dash of its own, so none rests on colour alone."""
+"""Charts of a study in the style of the core's: every arm has a colour, a marker and a dash, so none rests on colour alone.
+
+Eight arms share none of them; further ones (up to `N_STYLES`) repeat colours, with other markers and dashes.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,7 @@ MARKERS = (
     "M-6 -3H6V3H-6Z",  # bar
 )
 DASHES = ("none", "7 3", "2 3", "9 3 2 3", "4 4", "12 4", "1 4", "6 2 1 2 1 2")
+N_STYLES = 24
 _HEIGHT = 300
 _CURVE_HEIGHT = 230
 _ROW_HEIGHT = 34
@@ -55,7 +59,9 @@ def arm_css() -> str:
     """Style sheet of the arms."""
     light = "".join(f"--arm{i}:{pair[0]};" for i, pair in enumerate(COLOURS))
     dark = "".join(f"--arm{i}:{pair[1]};" for i, pair in enumerate(COLOURS))
-    rules = "".join(f"svg .arm{i}{{--arm:var(--arm{i});--dash:{dash}}}" for i, dash in enumerate(DASHES))
+    rules = "".join(
+        f"svg .arm{i}{{--arm:var(--arm{i % 8});--dash:{DASHES[_shape(i)]}}}" for i in range(N_STYLES)
+    )
     return f"""
 :root {{ {light} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}
@@ -69,6 +75,15 @@ svg .band {{ fill: var(--arm); opacity: .1; }}
 svg .spread {{ stroke: var(--arm); stroke-width: 1.5; fill: none; }}
 svg .bar {{ fill: var(--arm); }}
 """
+
+
+def _shape(index: int) -> int:
+    """Which marker and dash: arms with the same colour have different ones."""
+    return (index + 3 * (index // 8)) % 8
+
+
+def _css(index: int) -> str:
+    return f"arm{index % N_STYLES}"
 
 
 @dataclass(frozen=True)
@@ -138,10 +153,10 @@ def curve_chart(chart_id: str, curves: Curves, order: Sequence[str], references:
     for index, _, found in bands:
         there = [f"{units(x_of(b.step))} {units(y_of(b.high))}" for b in found]
         back = [f"{units(x_of(b.step))} {units(y_of(b.low))}" for b in reversed(found)]
-        drawn.append(element("path", f"band arm{index % 8}", d=f"M{'L'.join([*there, *back])}Z"))
+        drawn.append(element("path", f"band {_css(index)}", d=f"M{'L'.join([*there, *back])}Z"))
     for index, _, found in bands:
         line = "L".join(f"{units(x_of(b.step))} {units(y_of(b.mean))}" for b in found)
-        drawn.append(element("path", f"line arm{index % 8}", d=f"M{line}"))
+        drawn.append(element("path", f"line {_css(index)}", d=f"M{line}"))
     rows = [
         (arm, f"{found[0].step:g}: {number(found[0].mean, 3)}", f"{found[-1].step:g}: {number(found[-1].mean, 3)}",
          f"{number(found[-1].low, 3)} to {number(found[-1].high, 3)}")
@@ -149,7 +164,7 @@ def curve_chart(chart_id: str, curves: Curves, order: Sequence[str], references:
     ]  # fmt: skip
     return figure(
         chart_id, curves.caption, "; ".join(f"{arm}: step {a}, step {b}" for arm, a, b, _ in rows), "".join(drawn), _CURVE_HEIGHT,
-        legend=_legend([_key(arm, element("path", f"line arm{i % 8}", d="M0 6H26")) for i, arm, _ in bands]),
+        legend=_legend([_key(arm, element("path", f"line {_css(i)}", d="M0 6H26")) for i, arm, _ in bands]),
         note="Lines: mean over seeds; bands: from the lowest seed to the highest.",
         table=number_table(("arm", "first step", "last step", "range at the last step"), rows),
     )  # fmt: skip
@@ -198,7 +213,7 @@ def cost_chart(
         y = top + _ROW_HEIGHT * place
         drawn.append(label(name, "name", 10, y + 12))
         drawn.append(label(text, "tick", WIDTH - RIGHT, y + 12, "end"))
-        drawn.append(element("rect", f"bar arm{index % 8}", x=8, y=y + 17, width=x_of(value) - 8, height=10))
+        drawn.append(element("rect", f"bar {_css(index)}", x=8, y=y + 17, width=x_of(value) - 8, height=10))
     return figure(
         chart_id, caption, "; ".join(f"{name}: {text}" for _, name, _, text in rows), "".join(drawn), height,
         table=number_table(("arm", x_label, ""), [(name, number(value, 1), text) for _, name, value, text in rows]),
@@ -212,7 +227,9 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
 def _mark(index: int, x: float, y: float, css: str = "", title: str = "", scale: float = 1.0) -> str:
     size = "" if scale == 1.0 else f" scale({scale})"
     place = f"translate({units(x)} {units(y)}){size}"
-    return element("path", f"mark {css} arm{index % 8}", title=title, d=MARKERS[index % 8], transform=place)
+    return element(
+        "path", f"mark {css} {_css(index)}", title=title, d=MARKERS[_shape(index)], transform=place
+    )
 
 
 def _spread(index: int, scale: Scale, entry: Entry, path: Any) -> str:
@@ -220,7 +237,7 @@ def _spread(index: int, scale: Scale, entry: Entry, path: Any) -> str:
         return ""
     low, high = sorted((scale.start, scale.end))
     ends = (units(min(max(scale(100 * entry[side]), low), high)) for side in ("low", "high"))
-    return element("path", f"spread arm{index % 8}", d=path(*ends))
+    return element("path", f"spread {_css(index)}", d=path(*ends))
 
 
 def _legend(keys: Sequence[str]) -> str:

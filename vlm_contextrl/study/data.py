@@ -4,14 +4,16 @@
     OUT/data/split/{pairs,questions}/{train,test}  split jointly
     OUT/data/left_out/{pairs,questions}            domains that are measured only
     OUT/data/watched/{pairs,questions}             the first rows of both measured sets, for evaluations while training
+    OUT/inputs.json                                the content of every folder that was trained on or measured, as a hash
 
 Each folder appears whole or not at all, so an interrupted study goes on with what is there.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from typing import Any
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.config import validate
 from vlm_contextrl.errors import DataError, InputError
+from vlm_contextrl.result_files import write_json
 from vlm_contextrl.storage import read_manifest, read_rows, write_rows
 from vlm_contextrl.study.settings import FolderSettings, RenderSettings, StudyConfig
 
+INPUTS = "inputs.json"
 KINDS = ("pairs", "questions")
 RENDER = "vlm_contextrl.data_recipes.render"
 SPLIT_SEED = 0
@@ -87,6 +91,25 @@ def make_data(study: StudyConfig, data: StudyData, out: Path) -> None:
         _make_rendered(study.render, place)
     watched = {name: rows for name, rows in data.measured.items() if name in (HELD_OUT, LEFT_OUT)}
     _make_watched(place / "watched", watched, study.eval_rows)
+
+
+def check_inputs(used: Mapping[str, Rows], out: Path) -> None:
+    """Hold every folder to the rows that the study knows it by, and note those that are new. InputError when one was changed.
+
+    used: by name, what arms train on and what is measured.
+    """
+    place = out / INPUTS
+    known: dict[str, str] = json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    for name, rows in used.items():
+        for kind, path in asdict(rows).items():
+            if path is None:
+                continue
+            found = read_manifest(path).content_hash
+            if known.setdefault(f"{name} {kind}", found) != found:
+                raise InputError(
+                    f"{path}: holds other {kind} than when {out} was begun ({name}); restore them, or name another folder with --out"
+                )
+    write_json(place, known)
 
 
 def _make_rendered(settings: RenderSettings, place: Path) -> None:

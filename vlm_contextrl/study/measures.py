@@ -7,7 +7,7 @@ By question also per domain and form (`vqa_accuracy charts`, `vqa_accuracy multi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ SELECTION = (
 
 def measure_sets(
     config: RunConfig, model: Path | None, sets: Mapping[str, Rows], units: Path
-) -> dict[str, Any]:
-    """{set: {measure: {value, n, low, high}}} of the model that training left in folder `model`, or of the one that it starts from.
-    units: folder for the single answers and margins."""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(set, {measure: {value, n, low, high}}), one after the other, of the model that training left in folder `model`, or of the one that
+    it starts from. units: folder for the single answers and margins."""
     import torch
 
     from vlm_contextrl.models import load_policy
@@ -45,14 +45,13 @@ def measure_sets(
         settings = settings.model_copy(update=trained)
     policy = load_policy(settings, device, trainable=False)
     units.mkdir(exist_ok=True)
-    measured: dict[str, Any] = {}
     for name, rows in sets.items():
-        measured[name] = {}
+        measured: dict[str, Any] = {}
         if rows.questions:
-            measured[name] |= _answers(policy, config, rows.questions, units / f"{name}_questions.jsonl")
+            measured |= _answers(policy, config, rows.questions, units / f"{name}_questions.jsonl")
         if rows.pairs:
-            measured[name] |= _selection(policy, config, rows.pairs, units / f"{name}_pairs.jsonl")
-    return measured
+            measured |= _selection(policy, config, rows.pairs, units / f"{name}_pairs.jsonl")
+        yield name, measured
 
 
 def _answers(policy: Any, config: RunConfig, folder: Path, units: Path) -> dict[str, Any]:

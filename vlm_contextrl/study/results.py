@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vlm_contextrl.study.budgets import budget_of, check_spent, cost
+from vlm_contextrl.study.budgets import budget_of, cost, spent_otherwise
 from vlm_contextrl.study.cells import Cell
 from vlm_contextrl.study.data import HELD_OUT, LEFT_OUT
 from vlm_contextrl.study.seed_intervals import BySeed, over_seeds, paired
@@ -24,15 +24,18 @@ Measure = tuple[str, str]  # measured set, measure
 
 
 def summarise(cells: Sequence[Cell], baseline: str, failed: Mapping[str, str]) -> dict[str, Any]:
-    """The content of study.json, from the cells that are finished. ConfigError when one did not use its budget."""
+    """The content of study.json, from the cells that are finished. One that did not use its budget counts among those that failed."""
+    failed = dict(failed)
     trained: dict[str, list[Cell]] = defaultdict(list)
     untrained = None
     for cell in cells:
         if not cell.trains:
             untrained = cell
         elif cell.is_finished:
-            check_spent(cell.name, cell.config, cell.records("metrics"))
-            trained[cell.arm].append(cell)
+            if reason := spent_otherwise(cell.config, cell.records("metrics")):
+                failed[cell.name] = f"{reason}; remove the cell's folder and start again"
+            else:
+                trained[cell.arm].append(cell)
     arms = list(dict.fromkeys(cell.arm for cell in cells if cell.trains))
     values = {arm: _values(trained[arm]) for arm in arms}
     costs = {arm: _costs(trained[arm]) for arm in arms}
@@ -53,15 +56,16 @@ def summarise(cells: Sequence[Cell], baseline: str, failed: Mapping[str, str]) -
             }
             for arm in arms
         },
-        "failed": dict(failed),
+        "failed": failed,
     }
 
 
 def _values(cells: Iterable[Cell]) -> dict[Measure, BySeed]:
     found: dict[Measure, BySeed] = defaultdict(dict)
     for cell in cells:
-        for name, measures in cell.measures().items():
-            for measure, entry in measures.items():
+        measured = cell.measures()
+        for name in cell.measured:  # another set, such as a probe of an earlier start, is left out
+            for measure, entry in measured[name].items():
                 if entry["value"] is not None:
                     found[name, measure][cell.seed] = entry["value"]
     return found
@@ -77,7 +81,8 @@ def _block(values: Mapping[Measure, BySeed]) -> dict[str, Any]:
 
 
 def _untrained(cell: Cell) -> dict[str, Any]:
-    measures = cell.measures()
+    found = cell.measures()
+    measures = {name: found[name] for name in cell.measured}
     empty = {"value": None, "n": 0, "low": None, "high": None}
     headline = {
         name: measures.get(group, {}).get(measure, empty) for name, (group, measure) in HEADLINE.items()
@@ -104,8 +109,11 @@ def _costs(cells: Iterable[Cell]) -> dict[str, BySeed]:
 
 
 def _cost(ours: Mapping[str, BySeed], baseline: Mapping[str, BySeed]) -> dict[str, Any]:
-    """Means over seeds; extra: what each is more than the baseline's."""
-    return {
-        name: {**over_seeds(by_seed), "extra": over_seeds(paired(by_seed, baseline.get(name, {})))["value"]}
-        for name, by_seed in ours.items()
-    }
+    """Means over seeds; extra and times: how much and how many times more than the baseline's, over the seeds that both have."""
+    found = {}
+    for name, by_seed in ours.items():
+        extra = over_seeds(paired(by_seed, baseline.get(name, {})))["value"]
+        before = over_seeds({s: v for s, v in baseline.get(name, {}).items() if s in by_seed})["value"]
+        times = (before + extra) / before if before else None
+        found[name] = {**over_seeds(by_seed), "extra": extra, "times": times}
+    return found

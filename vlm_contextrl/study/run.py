@@ -1,7 +1,7 @@
 """A whole study: data, plan, cells, results. Started again, it goes on where it stopped; finished, it is shown again.
 
 OUT/study.yaml   the study as it was read
-OUT/data, OUT/untrained, OUT/cells, OUT/jobs     see `data` and `cells`
+OUT/data, OUT/inputs.json, OUT/untrained, OUT/cells, OUT/jobs     see `data` and `cells`
 OUT/study.json, OUT/study.md, OUT/study.html     the result
 """
 
@@ -25,7 +25,7 @@ from vlm_contextrl.result_files import write_json, write_text
 from vlm_contextrl.storage import read_manifest
 from vlm_contextrl.study.cells import Cell, plan_cells
 from vlm_contextrl.study.curves import learning_curves
-from vlm_contextrl.study.data import StudyData, check_data, make_data, plan_data
+from vlm_contextrl.study.data import Rows, StudyData, check_data, check_inputs, make_data, plan_data
 from vlm_contextrl.study.page import study_page
 from vlm_contextrl.study.results import summarise
 from vlm_contextrl.study.settings import StudyConfig, load_study
@@ -48,14 +48,20 @@ def run_study(
     """
     study = load_study(path, overrides, quick=quick)
     folder = (out or Path("runs") / (f"{study.name}-quick" if quick else study.name)).resolve()
+    _check_folder(folder, study.name)
     check_data(study)
     data = plan_data(study, folder)
     cells = plan_cells(study, data, path.parent, folder)
-    _open(folder, study)
+    _begin(folder, study)
     began = time.monotonic()
     console = Console(highlight=False, markup=False, emoji=False)
     try:
         make_data(study, data, folder)
+        trained = {
+            f"arm {cell.arm}": Rows(cell.config.data.questions, cell.config.data.pairs) for cell in cells
+        }
+        check_inputs({**trained, **data.measured}, folder)
+        write_text(folder / STUDY, _as_text(study))  # not before: a refused start changes nothing
         failed = _run(cells, study, folder, console)
     finally:
         spent_s = _add_time(folder, time.monotonic() - began)
@@ -97,14 +103,41 @@ def _write(
     return result
 
 
-def _open(folder: Path, study: StudyConfig) -> None:
+def _check_folder(folder: Path, name: str) -> None:
+    """InputError unless it is new or holds this study."""
+
     def holds_something() -> bool:
         return any(not path.name.startswith(".") for path in folder.iterdir())  # a kill leaves hidden files
 
-    if folder.exists() and not (folder / STUDY).is_file() and (not folder.is_dir() or holds_something()):
-        raise InputError(f"{folder}: exists and is no study (no {STUDY}); name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / STUDY, yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    if not (folder / STUDY).is_file():
+        if folder.exists() and (not folder.is_dir() or holds_something()):
+            raise InputError(f"{folder}: exists and is no study (no {STUDY}); name another folder with --out")
+        return
+    try:
+        before = yaml.safe_load((folder / STUDY).read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        raise InputError(
+            f"{folder / STUDY}: cannot be read; restore it, or name another folder with --out"
+        ) from None
+    if before != name:
+        raise InputError(
+            f"{folder}: holds the study {before!r}, not {name!r}; name another folder with --out"
+        )
+
+
+def _begin(folder: Path, study: StudyConfig) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}); name another folder with --out"
+        ) from None
+    if not (folder / STUDY).is_file():
+        write_text(folder / STUDY, _as_text(study))
+
+
+def _as_text(study: StudyConfig) -> str:
+    return str(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
 
 
 def _add_time(folder: Path, seconds: float) -> float:

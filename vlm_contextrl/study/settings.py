@@ -18,6 +18,8 @@ from vlm_contextrl.config import Record, RunConfig, load_config
 from vlm_contextrl.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+ArmName = Annotated[str, Field(pattern=r"^\w[\w-]*$")]  # a dot would lead into the arm
+Seed = Annotated[int, Field(ge=0)]
 Changes = dict[str, Any]
 
 
@@ -70,13 +72,13 @@ class StudyConfig(Record):
     base: str | Changes = Field(
         {}, description="where arms start that name no `config`: a run configuration, or its settings"
     )
-    arms: dict[Name, str | Changes] = Field(
+    arms: dict[ArmName, str | Changes] = Field(
         min_length=1, description="name -> a run configuration, or changes to one"
     )
     settings: Changes = Field({}, description="changes to every arm, after its own")
     only: list[str] = Field([], description="arms to run; empty: all")
     baseline: str = Field("grpo", description="the arm that the others are compared with")
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     steps: int | None = Field(None, ge=1, description="rollout steps of every arm; None: as configured")
     render: RenderSettings | None = None
     folders: FolderSettings | None = None
@@ -84,7 +86,9 @@ class StudyConfig(Record):
     eval_rows: int = Field(
         200, ge=1, description="questions and pairs of each measured set that are looked at while training"
     )
-    probes: list[Path] = Field([], description="further dataset folders that every cell is measured on")
+    probes: list[Path] = Field(
+        [], description="further dataset folders that every cell is measured on; may be added later"
+    )
     processes: int | None = Field(
         None, ge=1, description="cells at a time; None: as many as there are cores (or GPUs)"
     )

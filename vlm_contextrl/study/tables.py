@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vlm_contextrl.report.chart_parts import MISSING, number
+from vlm_contextrl.report.chart_parts import MINUS, MISSING, number
 from vlm_contextrl.study.results import HEADLINE
 
 Result = Mapping[str, Any]  # study.json (docs/results.md)
@@ -42,13 +42,30 @@ def cost_words(cost: Mapping[str, Any]) -> list[str]:
     if not cost:
         return [MISSING] * 8
     train = cost["train_s"]
-    before = None if train["extra"] is None else train["value"] - train["extra"]
     counts = ("updates", "rollouts", "generated_tokens", "trained_tokens", "pairs", "peak_mib")
     return [
         f"{train['value'] / 60:.1f}",
-        f"{train['value'] / before:.2f}" if before else MISSING,
-        *(f"{cost[name]['value']:,.0f}" for name in counts),
+        f"{train['times']:.2f}" if train["times"] else MISSING,
+        *(_with_extra(cost[name]) for name in counts),
     ]
+
+
+def _with_extra(entry: Mapping[str, Any]) -> str:
+    """`240 (+100)`: the value, and how much of it the baseline has not."""
+    extra = entry["extra"]
+    more = f" ({'+' if extra > 0 else MINUS}{abs(extra):,.0f})" if extra is not None and round(extra) else ""
+    return f"{entry['value']:,.0f}{more}"
+
+
+def cost_rows(result: Result) -> list[list[str]]:
+    """Every arm, below `cost_headers`."""
+    return [[arm_words(result, arm), *cost_words(found["cost"])] for arm, found in result["arms"].items()]
+
+
+def arm_words(result: Result, arm: str) -> str:
+    """The name of an arm, and how many seeds it has when some are missing."""
+    n, planned = len(result["arms"][arm]["per_seed"]), len(result["seeds"])
+    return arm if n == planned else f"{arm} ({n} of {planned} seeds)"
 
 
 def cost_headers(baseline: str) -> tuple[str, ...]:
@@ -62,14 +79,19 @@ def accuracy_rows(result: Result) -> list[list[str]]:
     rows = (
         [["untrained", *(percent(result["untrained"][m]) for m in HEADLINE)]] if result["untrained"] else []
     )
-    return rows + [[arm, *(percent(found[m]) for m in HEADLINE)] for arm, found in result["arms"].items()]
+    return rows + [
+        [arm_words(result, arm), *(percent(found[m]) for m in HEADLINE)]
+        for arm, found in result["arms"].items()
+    ]
 
 
 def difference_rows(result: Result) -> list[list[str]]:
     """Every other arm minus the baseline, in points."""
     key = f"minus_{result['baseline']}"
     others = {arm: found for arm, found in result["arms"].items() if arm != result["baseline"]}
-    return [[arm, *(points(found[key][m]) for m in HEADLINE)] for arm, found in others.items()]
+    return [
+        [arm_words(result, arm), *(points(found[key][m]) for m in HEADLINE)] for arm, found in others.items()
+    ]
 
 
 def markdown(result: Result) -> str:
@@ -82,11 +104,8 @@ def markdown(result: Result) -> str:
         _table(("%", *LABELS.values()), accuracy_rows(result)),
         f"Minus {baseline}, paired by seed, in points:\n",
         _table(("points", *LABELS.values()), difference_rows(result)),
-        "Cost, mean over seeds:\n",
-        _table(
-            cost_headers(baseline),
-            [[arm, *cost_words(found["cost"])] for arm, found in result["arms"].items()],
-        ),
+        "Cost, mean over seeds; in brackets what is more than the baseline's:\n",
+        _table(cost_headers(baseline), cost_rows(result)),
     ]
     parts += [f"Failed: {name}: {reason}\n" for name, reason in result["failed"].items()]
     return "\n".join(parts)
