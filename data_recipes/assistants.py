@@ -8,6 +8,7 @@ on where it was when the command is given again: a failure is never an answer.
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import random
 import time
@@ -16,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field, model_validator
@@ -85,6 +88,10 @@ class AssistantSettings(Record):
             raise ValueError(
                 f"endpoint is {self.endpoint!r}, expected a URL such as http://localhost:8000/v1"
             )
+        if self.endpoint and "@" in self.endpoint.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "endpoint holds a user name or password, which would stand in every row; give a key by api_key_variable"
+            )
         return self
 
     def check_samples(self, samples: int) -> None:
@@ -93,6 +100,19 @@ class AssistantSettings(Record):
             raise ValueError(
                 f"samples is {samples} and assistant.temperature 0, so all would be the same; raise the temperature, or set samples to 1"
             )
+
+    @property
+    def content(self) -> str:
+        """A hash of what answers, as far as it lies here: the file of a function; names, sizes and times of the files of a model. Work that
+        another one began is not gone on with."""
+        digest = hashlib.sha256()
+        if self.function:
+            digest.update(_source(self.function))
+        for name in (self.model.path, self.model.adapter) if self.model else ():
+            for file in sorted(Path(name).rglob("*")) if name and Path(name).is_dir() else ():
+                status = file.stat()
+                digest.update(f"{file}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
 
     @property
     def name(self) -> str:
@@ -182,6 +202,15 @@ class FunctionAssistant:
         if not isinstance(answer, str):
             raise InputError(f"{where}: returned {answer!r:.80}, expected a text")
         return answer
+
+
+def _source(name: str) -> bytes:
+    """The file that a function comes from; nothing when it comes from none."""
+    try:
+        spec = find_spec(name.partition(":")[0])
+        return Path(spec.origin).read_bytes() if spec and spec.origin else b""
+    except (ImportError, AttributeError, ValueError, OSError):  # told when it is asked
+        return b""
 
 
 def _function(name: str) -> Callable[..., object]:

@@ -113,7 +113,7 @@ def test_the_page_of_texts_and_of_questions(tmp_path: Path) -> None:
 
 
 def test_a_page_of_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="incomplete dataset"):
+    with pytest.raises(DataError, match="holds no dataset"):
         dataset_page(tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_exported(tmp_path: Path, pairs_folder: Path) -> None:
     (tmp_path / "full" / "x").touch()
     with pytest.raises(DataError, match=r"full: already exists"):
         export_rows(pairs_folder, tmp_path / "full", "trl")
-    with pytest.raises(DataError, match=r"full: incomplete dataset, no manifest.json"):
+    with pytest.raises(DataError, match=r"full: holds no dataset; expected manifest.json"):
         export_rows(tmp_path / "full", tmp_path / "out", "trl")
 
 

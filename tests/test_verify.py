@@ -275,7 +275,7 @@ def test_verdicts_that_are_there_stay(tmp_path: Path) -> None:
     assert row.verdicts["human"] == "yes"
     assert row.verdicts["exact"]["same_size"] is True
     assert "verifier" not in row.verdicts
-    assert (row.recipe, row.provenance) == ("edit", {"licence": "CC0-1.0"})
+    assert (row.recipe, row.provenance) == ("edit", {"licence": "CC0-1.0", "source": "in"})
 
 
 def test_rows_of_an_image_folder_that_cannot_be_read_are_rejects(tmp_path: Path) -> None:

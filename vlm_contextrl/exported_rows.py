@@ -97,15 +97,15 @@ def trl_schema(kind: Kind, with_images: bool) -> Any:
     features = {
         "prompt": List({"role": text, "content": content}),
         **({"images": List(Image())} if with_images else {}),
-        **dict.fromkeys(("solution", "id", "query", *own, *further), text),
+        **dict.fromkeys(("solution", "kind", "id", "query", *own, *further), text),
         "options": List(text),
     }
     return Features(features).arrow_schema
 
 
 def parquet_record(row: Row) -> Record:
-    """The columns of a dataset folder, and licence and source."""
-    return {**to_record(row), **{name: _told(row)[name] for name in ("licence", "source")}}
+    """The columns of a dataset folder, and kind, licence and source."""
+    return {**to_record(row), **{name: _told(row)[name] for name in ("kind", "licence", "source")}}
 
 
 def parquet_schema(kind: Kind) -> Any:
@@ -113,7 +113,7 @@ def parquet_schema(kind: Kind) -> Any:
     from datasets import Features, Value
 
     own = Features.from_arrow_schema(arrow_schema(kind))
-    return Features({**own, "licence": Value("string"), "source": Value("string")}).arrow_schema
+    return Features({**own, **dict.fromkeys(("kind", "licence", "source"), Value("string"))}).arrow_schema
 
 
 def _told(row: Row) -> Record:
@@ -121,6 +121,7 @@ def _told(row: Row) -> Record:
     source = row.provenance.get("source")
     other = {"confounder_answer": row.confounder_answer} if isinstance(row, ContrastivePair) else {}
     return {
+        "kind": "pair" if isinstance(row, ContrastivePair) else "question",
         "id": row.id,
         "query": row.query,
         **other,

@@ -1,4 +1,5 @@
-"""A dataset folder in the formats of others: `pairs export`. All of them are read back (`foreign`) as equal rows.
+"""A dataset folder in the formats of others: `pairs export`. All of them are read back (`foreign`) as equal rows; `kind` says what a row
+is, so that nothing is guessed.
 
 imagefolder  metadata.jsonl and images/: context_file_name and confounder_file_name, or context_text and confounder_text; file_name or
              image_file_names; `datasets.load_dataset("imagefolder", data_dir=...)` reads it, too

@@ -89,7 +89,7 @@ def _explain(record: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = sorted(_fields_at(record, problem["loc"][:-1]))
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.55)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {where!r}; {hint}{more}"
     if problem["type"] == "missing":

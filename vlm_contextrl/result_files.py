@@ -12,6 +12,8 @@ from typing import Any
 
 from vlm_contextrl.errors import InputError
 
+_ODD = "backslashreplace"  # half a surrogate pair, as in a file name that is no UTF-8; in JSON such an escape is read back
+
 
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     """Write whole or not at all; nothing to do without a path."""
@@ -32,9 +34,9 @@ def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.unfinished")
     try:
         if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors=_ODD)
             return
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors=_ODD)
         os.replace(unfinished, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); name another file") from error

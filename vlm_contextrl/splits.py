@@ -1,6 +1,6 @@
 """Splits dataset folders so that nothing is seen on two sides.
 
-Rows that share an image (equal pixels), a text context or a scene (`provenance["scene"]`) belong to one
+Rows that share an image (equal pixels), a text context or a scene (`provenance["scene"]`, one or a list) belong to one
 group, also across folders: questions made from the images of some pairs go where these pairs go. A row with
 none of these is grouped by its query. A group is assigned by a hash of the seed and its smallest key, so rows
 that are added later move no other group, and sizes follow the fractions only on average.
@@ -20,6 +20,8 @@ from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import Row
 from vlm_contextrl.row_schema import images_of, texts_of
 from vlm_contextrl.storage import new_folder, read_rows, write_dataset_card, write_rows
+
+SCENE = "scene"  # key of the provenance
 
 
 def split_rows(
@@ -125,12 +127,20 @@ class _Groups:
         return smallest
 
 
+def scenes_of(told: Any) -> list[Any]:
+    """The scenes that a row's provenance names: one, or a list of those that it was made from."""
+    return [
+        scene for scene in (told if isinstance(told, list) else [told]) if scene is not None and scene != ""
+    ]
+
+
 def _keys(row: Row) -> list[str]:
     keys = [f"image {image.pixel_hash()}" for image in images_of(row)]
     keys += [f"text {_sha256(' '.join(text.split()))}" for text in texts_of(row)]
-    scene = row.provenance.get("scene")
-    if scene is not None and scene != "":
-        keys.append(f"scene {_sha256(json.dumps(scene, sort_keys=True))}")
+    keys += [
+        f"scene {_sha256(json.dumps(scene, sort_keys=True))}"
+        for scene in scenes_of(row.provenance.get(SCENE))
+    ]
     return keys or [f"query {_sha256(' '.join(row.query.split()))}"]
 
 

@@ -133,6 +133,11 @@ def read_manifest(path: Path) -> Manifest:
             str(f) for f in sorted(Path(path).glob("*.jsonl")) if f.name != REJECTS_NAME
         ]:
             advice = f"name one of {', '.join(choices)}"
+        elif Path(path).is_dir() and not any(Path(path).glob("*.parquet")):
+            raise DataError(
+                f"{path}: holds no dataset; expected {MANIFEST_NAME} with its Parquet files, metadata.jsonl or rows.jsonl beside images, "
+                "one other .jsonl, or Parquet"
+            ) from error
         else:
             advice = "it is written last, so make the dataset again"
         raise DataError(f"{path}: incomplete dataset, no {MANIFEST_NAME} ({advice})") from error

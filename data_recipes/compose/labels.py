@@ -126,8 +126,13 @@ def verb(label: str) -> str:
 
 
 def alike(left: str, right: str) -> bool:
-    """Whether two labels may name one thing: a word of one ends as a word of the other (car and toy cars, flower and sunflower)."""
-    return any(a.endswith(b) or b.endswith(a) for a in _stems(left) for b in _stems(right))
+    """Whether two labels may name one thing, in whatever number: a word of one ends as a word of the other (car and toy cars, flower and
+    sunflower, cherry and cherries)."""
+    return any(a.endswith(b) or b.endswith(a) for a in _both_numbers(left) for b in _both_numbers(right))
+
+
+def _both_numbers(label: str) -> list[str]:
+    return [*_stems(label), *_stems(plural(label))]
 
 
 def _stems(label: str) -> list[str]:

@@ -81,7 +81,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
         for number, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
             yield f"{path}: line {number}", dict(row)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             value = json.loads(line) if line.strip() else None
         except ValueError as error:

@@ -1,9 +1,11 @@
 """The images and questions of benchmarks, in whatever folders they come.
 
-    images      every image file below the folder, and images embedded in Parquet files (Hugging Face `Image` columns: structs with `bytes`)
-    questions   texts under `query`, `question`, `problem` or `prompt`: in the rows of .jsonl, .json and Parquet files below the folder
+    images      every image file below the folder, and images embedded in Parquet files (Hugging Face `Image` columns: structs with
+                `bytes`; plain bytes in a column that is named for images)
+    questions   texts under `query`, `question`, `problem` or `prompt`: in .jsonl and .json files, however deep, and in Parquet files
 
-Dataset folders and image folders of this package are such folders, too. What cannot be read is told, never passed over.
+Dataset folders and image folders of this package are such folders, too. What cannot be read is told, never passed over: so is a .jsonl,
+.json or Parquet file that holds neither, and a file of a type that may hold some (`UNREAD_SUFFIXES`).
 
 Left out: images as arrays (.npy) and inside archives, questions in tables (.csv, .tsv).
 """
@@ -26,8 +28,24 @@ from vlm_contextrl.foreign.formats import TEXT_KEYS
 from vlm_contextrl.images import IMAGE_SUFFIXES, read_image_file
 from vlm_contextrl.lazy_rows import LazyRows
 from vlm_contextrl.pairs import EncodedImage
+from vlm_contextrl.storage import MANIFEST_NAME, REJECTS_NAME
 
-UNREAD_SUFFIXES = frozenset((".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".svg"))
+UNREAD_IMAGES = frozenset((".tif", ".tiff", ".avif", ".heic", ".jp2", ".jxl", ".ppm", ".svg"))
+UNREAD_SUFFIXES = UNREAD_IMAGES | {
+    ".tsv",
+    ".csv",
+    ".npy",
+    ".npz",
+    ".zip",
+    ".tar",
+    ".gz",
+    ".tgz",
+    ".zst",
+    ".arrow",
+    ".feather",
+}
+OURS = frozenset((MANIFEST_NAME, REJECTS_NAME))  # beside the rows of a dataset folder
+_IMAGE_COLUMN = re.compile("image|img|picture|photo|jpe?g|png|bytes", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"<image[ _]?\d*>", re.IGNORECASE)
 
 
@@ -86,27 +104,39 @@ def _look_into(file: Path, root: Path, found: Benchmarks) -> None:
         if suffix in IMAGE_SUFFIXES:
             found.images.append(Place(file, root))
         elif suffix in UNREAD_SUFFIXES:
-            found.unread.append(
-                (name, f"images of type {suffix} are not read, expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+            expected = (
+                sorted(IMAGE_SUFFIXES)
+                if suffix in UNREAD_IMAGES
+                else ("images", ".jsonl", ".json", ".parquet")
             )
-        elif suffix in (".jsonl", ".json"):
-            found.questions.extend(_questions(file, name))
-        elif suffix == ".parquet":
-            _look_into_parquet(file, root, name, found)
+            found.unread.append(
+                (name, f"files of type {suffix} are not read, expected {', '.join(expected)}")
+            )
+        elif suffix in (".jsonl", ".json", ".parquet") and file.name not in OURS:
+            before = len(found.images) + len(found.questions)
+            if suffix == ".parquet":
+                _look_into_parquet(file, root, name, found)
+            else:
+                found.questions.extend(_questions(file, name))
+            if len(found.images) + len(found.questions) == before:
+                found.unread.append((name, f"holds no image and no text under {', '.join(TEXT_KEYS)}"))
     except DataError as error:
         found.unread.append((name, str(error)))
 
 
 def _questions(file: Path, name: str) -> Iterator[tuple[str, str]]:
-    values = _json_values(file)
-    values = list(values.values()) if isinstance(values, dict) else values if isinstance(values, list) else []
-    if values and all(isinstance(value, list) for value in values):  # {"questions": [...]}
-        values = [value for some in values for value in some]
-    for number, value in enumerate(values, start=1):
+    """Texts of all objects of a file, in whatever objects and lists they stand."""
+    left, number = [_json_values(file)], 0
+    while left:
+        value = left.pop()
         if isinstance(value, dict):
             asked = next((value[key] for key in TEXT_KEYS if isinstance(value.get(key), str)), "")
-            if asked:
+            if asked.strip():
+                number += 1
                 yield f"{name}: row {number}", _PLACEHOLDER.sub(" ", asked)
+            value = list(value.values())
+        if isinstance(value, list):
+            left += [each for each in reversed(value) if isinstance(each, (dict, list))]
 
 
 def _json_values(file: Path) -> Any:
@@ -116,7 +146,7 @@ def _json_values(file: Path) -> Any:
         if file.suffix.lower() == ".json":
             with contextlib.suppress(ValueError):
                 return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]  # no other mark ends a line
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"not readable as JSON ({first_line(error)}), its questions are not compared"
@@ -130,14 +160,9 @@ def _look_into_parquet(file: Path, root: Path, name: str, found: Benchmarks) -> 
     try:
         with pq.ParquetFile(file) as parquet:
             schema = parquet.schema_arrow
-            columns = [column.name for column in schema if _holds_images(column.type)]
+            columns = [column.name for column in schema if _holds_images(column.type, column.name)]
             asked = next(
-                (
-                    key
-                    for key in TEXT_KEYS
-                    if key in schema.names and str(schema.field(key).type) in ("string", "large_string")
-                ),
-                None,
+                (key for key in TEXT_KEYS if key in schema.names and _is_text(schema.field(key).type)), None
             )
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group, columns=[*columns, *([asked] if asked else [])])
@@ -158,12 +183,24 @@ def _look_into_parquet(file: Path, root: Path, name: str, found: Benchmarks) -> 
         raise DataError(f"not a readable Parquet file ({first_line(error)})") from error
 
 
-def _holds_images(column: Any) -> bool:
+def _holds_images(column: Any, name: str) -> bool:
     import pyarrow as pa
 
     if pa.types.is_list(column) or pa.types.is_large_list(column):
-        return _holds_images(column.value_type)
+        return _holds_images(column.value_type, name)
+    if pa.types.is_binary(column) or pa.types.is_large_binary(column):
+        return bool(_IMAGE_COLUMN.search(name))
     return bool(pa.types.is_struct(column) and column.get_field_index("bytes") >= 0)
+
+
+def _is_text(column: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column):
+        column = column.value_type
+    return bool(
+        pa.types.is_string(column) or pa.types.is_large_string(column) or pa.types.is_string_view(column)
+    )
 
 
 @dataclass(frozen=True)
@@ -180,7 +217,8 @@ class BenchmarkImages(LazyRows[EncodedImage]):
         if place.group < 0:
             return EncodedImage(read_image_file(place.file, place.root, str(place)), str(place))
         value = _column(place.file, place.group, place.column)[place.row].as_py()
-        data = (value[place.index] if isinstance(value, list) else value or {}).get("bytes")
+        value = value[place.index] if isinstance(value, list) else value
+        data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise DataError(f"{place}: no embedded bytes, expected those of an image")
         return EncodedImage(data, str(place))

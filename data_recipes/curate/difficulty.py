@@ -191,4 +191,5 @@ def run(config: DifficultyConfig, input: Path, out: Path, engine: Engine) -> dic
         batch_size=config.batch_rows,
         engine=engine,
         refused=given.refused,
+        asked=[config.assistant.content],
     )

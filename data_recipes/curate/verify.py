@@ -201,4 +201,5 @@ def run(config: VerifyConfig, input: Path, out: Path, engine: Engine) -> dict[st
         batch_size=config.batch_rows,
         engine=engine,
         refused=given.refused,
+        asked=[config.verifier.assistant.content] if config.verifier else [],
     )

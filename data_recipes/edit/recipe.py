@@ -196,6 +196,7 @@ def run(config: EditConfig, input: Path, out: Path, engine: Engine) -> dict[str,
     if config.reencode and not editor.has_autoencoder:
         raise ConfigError(f"reencode: {config.editor.path} has no autoencoder; set it to false")
     questions = question_input(input, config.licence)
+    asked = [config.writer, *([config.verifier.assistant] if config.verifier else [])]
     summary = run_step(
         EditStep(config, editor),
         questions.rows,
@@ -206,6 +207,7 @@ def run(config: EditConfig, input: Path, out: Path, engine: Engine) -> dict[str,
         batch_size=config.batch_rows,
         engine=engine,
         refused=questions.refused,
+        asked=[each.content for each in asked],
     )
     told = (
         json_object(record["provenance"], str(out)) for record in read_rows(out)[1].records(["provenance"])

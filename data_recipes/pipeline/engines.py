@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, Literal
 
-from vlm_contextrl.errors import ContextRLError, MissingExtraError
+from vlm_contextrl.errors import ContextRLError, InputError, MissingExtraError
 
 Task = Callable[[int], None]
 
@@ -51,6 +52,10 @@ def _in_processes(task: Task, batches: Sequence[int], workers: int) -> Iterator[
     try:
         for done in as_completed([pool.submit(_do, batch) for batch in batches]):
             yield done.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process ended without a word (out of memory?); give the command again to go on, with fewer --workers if it repeats"
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -117,6 +117,11 @@ def _agree_on_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     text = json.dumps(plan, indent=2, sort_keys=True, ensure_ascii=False, default=str)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be made ({error.strerror}); choose another place for the result"
+        ) from error
+    try:
         if not file.exists() or not any(folder.glob("part-*")):
             file.write_text(text, encoding="utf-8")
             return

@@ -75,11 +75,13 @@ def run_step(
     batch_size: int,
     engine: Engine,
     refused: Iterable[tuple[str, str]] = (),
+    asked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run a step over all items, write the dataset folder `out`, and say what came of it.
 
     A killed run goes on where it was when it is called again with the same arguments. step: pickled to the workers; one outcome per
     item, that depends on the item alone. refused: (id, reason) of inputs that could not be read; they are counted as inputs.
+    asked: hashes of what the step asks besides (`AssistantSettings.content`): another one does not go on with the work.
     Raises DataError when `out` is not new or empty, or no row was kept (the parts then stay, to look into).
     """
     out = free_place(out)
@@ -88,7 +90,7 @@ def run_step(
         _WriteOutcomes(step),
         items,
         work,
-        plan={"recipe": recipe, "config": dict(config), "input": input_hash},
+        plan={"recipe": recipe, "config": dict(config), "input": input_hash, "asked": list(asked)},
         batch_size=batch_size,
         engine=engine,
         label=recipe,

@@ -7,6 +7,8 @@ Shapes: R rows, E candidate pairs.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,11 +58,12 @@ def find_candidates(
     the result."""
     searched = config.model_dump(include={"low", "high", "neighbours", "index"})
     search = _Search(features, list(blocks), labels_R, config)
+    plan = {**plan, **searched}
     parts = compute_parts(
         search,
         _pieces(blocks),
-        folder,
-        plan={**plan, **searched},
+        folder / digest(plan),  # another window is another search, so that it can be widened
+        plan=plan,
         batch_size=1,
         engine=engine,
         label="retrieve: search",
@@ -74,6 +77,11 @@ def find_candidates(
             nearest.update(zip(arrays["lonely"].tolist(), arrays["nearest"].tolist(), strict=True))
     rows_E2, first = np.unique(np.concatenate(rows), axis=0, return_index=True)
     return Candidates(rows_E2, np.concatenate(cosines)[first], nearest)
+
+
+def digest(plan: object) -> str:
+    """A short name for what settles a result."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pieces(blocks: Sequence[Rows]) -> list[list[Piece]]:

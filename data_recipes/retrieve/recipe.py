@@ -12,7 +12,6 @@ duplicates with different labels are often mistakes, which `pairs verify` is the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import time
@@ -28,7 +27,7 @@ from vlm_contextrl.data_recipes.features.faiss_search import load_faiss
 from vlm_contextrl.data_recipes.features.settings import identity
 from vlm_contextrl.data_recipes.inputs import Input, provenance, question_input
 from vlm_contextrl.data_recipes.pipeline import Engine, reason_counts, unreadable, work_folder, write_result
-from vlm_contextrl.data_recipes.retrieve.candidates import Candidates, find_candidates
+from vlm_contextrl.data_recipes.retrieve.candidates import Candidates, digest, find_candidates
 from vlm_contextrl.data_recipes.retrieve.facts import Facts, blocks_of, read_facts, same_answer
 from vlm_contextrl.data_recipes.retrieve.pairing import Choice, Match, choose, explain
 from vlm_contextrl.data_recipes.retrieve.recall import found_of_possible
@@ -68,7 +67,7 @@ def run(config: RetrieveConfig, input: Path, out: Path, engine: Engine) -> dict[
         )
     inputs = len(facts) + len(questions.refused)
     summary = write_result(
-        _pairs(questions.rows, facts, choice.matches, config),
+        _pairs(questions.rows, facts, choice.matches, config, encoder.get("weights")),
         out,
         recipe=RECIPE,
         config=config.model_dump(mode="json"),
@@ -126,8 +125,8 @@ def _candidates(
     place = {row: at for at, row in enumerate(numbers)}
     if not numbers:
         return Candidates(np.empty((0, 2), np.int64), np.empty(0, np.float32), {})
-    plan = {"input": questions.content_hash, "encoder": encoder, "rows": _digest(blocks)}
-    features = work / f"features-{_digest(plan)}.npy"
+    plan = {"input": questions.content_hash, "encoder": encoder, "rows": digest(blocks)}
+    features = work / f"features-{digest(plan)}.npy"
     if not features.exists():
         images = ImagesOf(
             questions.rows, [(row, 0) for row in numbers], [facts[row].pixels for row in numbers]
@@ -154,10 +153,6 @@ def _candidates(
         found.cosines_E,
         {numbers[at]: cosine for at, cosine in found.nearest.items()},
     )
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _rejects(
@@ -191,15 +186,20 @@ def _rejects(
 
 
 def _pairs(
-    rows: Sequence[QuestionRow], facts: Sequence[Facts], matches: Sequence[Match], config: RetrieveConfig
+    rows: Sequence[QuestionRow],
+    facts: Sequence[Facts],
+    matches: Sequence[Match],
+    config: RetrieveConfig,
+    weights: str | None,
 ) -> Iterator[ContrastivePair]:
+    """weights: of the encoder, by content or commit."""
     for match in matches:
         left, right = sorted((match.first, match.second), key=lambda row: facts[row].id)
         ids = [facts[left].id, facts[right].id]
         if Random(f"{config.seed}:{json.dumps(ids)}").random() < 0.5:
             left, right = right, left
         images = ImagesOf(rows, [(left, 0), (right, 0)], [facts[left].pixels, facts[right].pixels])
-        yield _pair(rows[left], rows[right], images[:], facts[right], match.similarity, config)
+        yield _pair(rows[left], rows[right], images[:], facts[right], match.similarity, config, weights)
 
 
 def _pair(
@@ -209,13 +209,13 @@ def _pair(
     other: Facts,
     similarity: float,
     config: RetrieveConfig,
+    weights: str | None,
 ) -> ContrastivePair:
     answer = confounder.answer
     if context.answer_type == "choice":  # the same text may have another letter here
         answer = chr(ord("A") + [" ".join(option.split()) for option in context.options].index(other.answer))
-    digest = hashlib.sha256(json.dumps([context.id, confounder.id]).encode()).hexdigest()
     return ContrastivePair(
-        id=f"{RECIPE}-{digest[:16]}",
+        id=f"{RECIPE}-{digest([context.id, confounder.id])}",
         query=context.query,
         answer=context.answer,
         context=images[0],
@@ -231,7 +231,7 @@ def _pair(
             recipe=RECIPE,
             similarity=similarity,
             encoder=config.encoder.name,
-            encoder_revision=config.encoder.revision,
+            encoder_weights=weights,
             low=config.low,
             high=config.high,
             block_by=config.block_by,

@@ -69,9 +69,10 @@ def run(config: TrajectoriesConfig, input: Path, out: Path, engine: Engine) -> d
         )
         for p in chosen.pairs
     ]
+    judge = config.judge and config.judge.content
     settled = hashlib.sha256(json.dumps(tasks).encode()).hexdigest()
     made_parts = compute_parts(
-        MakePairs(config, read, TokenCounter(config.tokenizer)), tasks, work / "pairs", plan={**plan, "pairs": settled},
+        MakePairs(config, read, TokenCounter(config.tokenizer)), tasks, work / "pairs", plan={**plan, "pairs": settled, "judge": judge},
         batch_size=min(config.batch_size, _JUDGED_AT_ONCE) if config.judge else config.batch_size, engine=engine, label="making pairs",
     )  # fmt: skip
     verdicts = [_without_pair(made) for made in _made(made_parts)]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from vlm_contextrl.data_recipes.trajectories.formats import Trajectory, read_trajectory, with_instance
 from vlm_contextrl.errors import DataError, first_line
+from vlm_contextrl.storage import read_manifest
 
 _SINGLE = (".traj.json", ".traj")
 _MANY = (".jsonl", ".parquet")
@@ -148,7 +149,9 @@ _DESCRIBED = (
 def _files(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     files, refused = [], []
     for folder, folders, names in os.walk(root):
-        folders.sort()
+        # Neither unfinished work nor a dataset that was written below the logs is a log.
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _is_dataset(Path(folder, f)))
+        names = [name for name in names if not name.startswith(".")]
         links = [name for name in folders if Path(folder, name).is_symlink()]
         for name in sorted([*names, *links]):
             file = Path(folder, name)
@@ -161,6 +164,14 @@ def _files(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
             elif name not in links:
                 files.append(file)
     return files, refused
+
+
+def _is_dataset(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except DataError:
+        return False
+    return True
 
 
 def _scan_file(file: Path, name: str) -> tuple[list[Place] | None, str]:

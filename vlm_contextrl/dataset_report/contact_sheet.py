@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from vlm_contextrl.dataset_report.cards import choose_rows
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, Row
@@ -136,7 +136,9 @@ def _side(
             lines += _wrapped(part, _TEXT_PX, width - 20, most)
         _lines(draw, lines[:most], top + 8, _TEXT_PX, _INK, left=left + 10)
         return top + width
-    picture = ImageOps.contain(content.convert("RGB"), (width, width), Image.Resampling.LANCZOS)
+    scale = width / max(content.size)
+    size = [max(1, round(side * scale)) for side in content.size]  # a strip of one pixel stays one
+    picture = content.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS)
     place = (left + (width - picture.width) // 2, top)
     if box is not None:
         _outline(picture, box)

@@ -61,7 +61,7 @@ IMAGE_KEYS = ("images", "image")
 CANDIDATE_KEYS = ("candidate_answer", "candidate", "target_answer")
 SIDES = ("context", "confounder")
 KNOWN_KEYS = {
-    *TEXT_KEYS, *ANSWER_KEYS, *IMAGE_KEYS, *CANDIDATE_KEYS, *SIDES, "id", "options", "choices", "answer_type",
+    *TEXT_KEYS, *ANSWER_KEYS, *IMAGE_KEYS, *CANDIDATE_KEYS, *SIDES, "id", "kind", "options", "choices", "answer_type",
     "domain", "category", "recipe", "licence", "license", "source", "data_source", "provenance", "verdicts", "file_name",
     "image_file_names", "context_file_name", "confounder_file_name", "context_text", "confounder_text", "confounder_answer",
 }  # fmt: skip
@@ -135,13 +135,21 @@ def draft_official_row(value: Mapping[str, Any], row_id: str, where: str, licenc
             f"{where}: {asked} image placeholders in the text and {len(names)} images; expected as many"
         )
     letter = answer.strip("(). ")
-    is_question = bool(read_options(value, where) or _split_options(query)[1]) and not _names_candidate(value)
+    told_kind = value.get(
+        "kind"
+    )  # "pair" or "question" in what `pairs export` writes, where nothing is to be guessed
+    is_question = told_kind == "question" or (
+        bool(read_options(value, where) or _split_options(query)[1]) and not _names_candidate(value)
+    )
     if len(names) == 2 and letter in ("A", "B") and not is_question:
         fields["query"], fields["answer"] = _query_and_candidate(value, query, where)
-        value = _options_from_query(fields, value, where)
+        if told_kind != "pair":
+            value = _options_from_query(fields, value, where)
         return _pair(fields, value, where, names if letter == "A" else names[::-1])
     fields["query"], fields["answer"] = query, answer
-    return _question(fields, _options_from_query(fields, value, where), where, names)
+    if told_kind != "question":
+        value = _options_from_query(fields, value, where)
+    return _question(fields, value, where, names)
 
 
 def _unwrapped(answer: str, where: str) -> str:
@@ -198,6 +206,8 @@ def _query_and_candidate(value: Mapping[str, Any], query: str, where: str) -> tu
 
 def _shared_fields(value: Mapping[str, Any], row_id: str, where: str, licence: str) -> dict[str, Any]:
     objects = {name: json_object(value, where, name) for name in ("provenance", "verdicts")}
+    if not objects["provenance"].get("licence"):
+        objects["provenance"].pop("licence", None)
     named = {
         "licence": optional_text(value, "licence", "license")
         or objects["provenance"].get("licence")
@@ -257,6 +267,11 @@ def _set_answer_type(fields: dict[str, Any], value: Mapping[str, Any], where: st
         answer_type = _guess_answer_type(fields["answer"])
     if letter:  # lettered options are shown with the question, so a letter must count as an answer
         answer_type = "choice"
+    elif fields["options"]:
+        raise DataError(
+            f"{where}: answer {fields['answer']!r} is none of the {len(fields['options'])} options, expected a letter or the text of one "
+            "(a number is no letter)"
+        )
     fields["answer_type"] = answer_type
     for name in ("answer", "confounder_answer"):
         if answer_type == "choice" and fields.get(name) is not None:

@@ -23,7 +23,7 @@ from vlm_contextrl.errors import DataError
 from vlm_contextrl.foreign.formats import Draft, draft_folder_row, draft_official_row
 from vlm_contextrl.foreign.parquet import ParquetValues, is_ours
 from vlm_contextrl.foreign.values import as_text
-from vlm_contextrl.images import read_image_file
+from vlm_contextrl.images import IMAGE_SUFFIXES, read_image_file
 from vlm_contextrl.lazy_rows import LazyRows
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow, Row
 from vlm_contextrl.row_schema import Kind, check_row
@@ -103,13 +103,50 @@ def find_foreign(path: Path) -> list[Path]:
 
 
 def foreign_hash(files: Sequence[Path]) -> str:
-    """sha256 over the bytes of the files; of the names in them, not of images that lie beside them."""
+    """sha256 over the bytes of the files and of the images beside them that they name, each once."""
     digest = hashlib.sha256()
-    for file in files:
+    for file in [*files, *_images_beside(files)]:
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _images_beside(files: Sequence[Path]) -> list[Path]:
+    """Image files that texts of a jsonl file name, in the order of the texts."""
+    found: dict[Path, None] = {}
+    for file in files:
+        if file.suffix != ".jsonl":
+            continue
+        with file.open("rb") as lines:
+            for line in lines:
+                for name in _texts(line):
+                    if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                        found[file.parent / name] = None
+    return [path for path in found if _is_file(path)]
+
+
+def _texts(line: bytes) -> Iterator[str]:
+    """All texts of a JSON value, in order; none when the line is no JSON, which the reader of rows tells."""
+    try:
+        left = [json.loads(line)]
+    except (ValueError, RecursionError):
+        return
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += reversed(list(value.values()))
+        elif isinstance(value, list):
+            left += reversed(value)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a text that is no name
+        return False
 
 
 def read_foreign(files: Sequence[Path], kind: Kind, *, licence: str = "") -> ForeignRows:

@@ -70,7 +70,7 @@ def options(value: Mapping[str, Any], where: str) -> tuple[str, ...]:
     found = found or []
     if not isinstance(found, list):
         raise DataError(f"{where}: options is a {type(found).__name__}, expected a list of texts")
-    return tuple(map(as_text, found))
+    return tuple(as_text(option) for option in found if option is not None)
 
 
 def _read_list(told: str) -> object:
