@@ -50,7 +50,7 @@ def probes_section(run: RunFolder) -> str:
     )
     note = (
         "Both orders: right whichever context comes first. Group: right also for the confounder's answer. Control: the same context twice, "
-        "50% or the probe leaks."
+        "50%, or orders and letters are counted wrongly."
     )
     return (
         f'<section><h2>Selection probes</h2><p class="note">{escape(note)}</p>'

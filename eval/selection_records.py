@@ -11,7 +11,7 @@ In each of them a pair is right (a tie counts one half), wrong, or unreadable, w
     group_accuracy             share of pairs right in both orders and in both directions
     mean_margin                mean over pairs of the margin averaged over both orders; none by generation
     position_bias              share of (pair, order) that chooses A, a tie or an unreadable reply counting one half, minus one half
-    same_image_control         selection_accuracy of the control: 0.5, or the probe leaks; less by half the share of unreadable replies
+    same_image_control         selection_accuracy of the control: 0.5; less by half the share of unreadable replies
     unreadable                 share of (pair, order) whose reply names neither A nor B; none by logits
 
 By logits these are the numbers of `vlm_contextrl.probe`. Intervals are bootstrapped over pairs.

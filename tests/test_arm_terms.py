@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -412,3 +413,25 @@ def test_nothing_to_look_at(qwen_folders: dict[str, Path]) -> None:
     term, groups = PerceptionObjective(PerceptionTerm(term="perception_kl"), 1.0), given_groups(policy)[2:3]
     term.prepare(policy, groups, "0", BUDGET)
     assert measure(term, policy, Update(groups, [], "0")) == {"loss": 0.0}
+
+
+def test_supervised_closes_a_thought_that_the_template_opens(
+    qwen_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A letter inside the thought would be learned as an answer that no reward counts."""
+    policy = tiny_policy(qwen_folders["qwen2_5_vl"])
+    monkeypatch.setitem(policy.processor.__dict__, "opened_thought", "<think>")
+    given: list[str] = []
+    original = terms.answered
+
+    def recorded(prompts: Any, answers: Any, token: int) -> Any:
+        given.extend(policy.processor.tokenizer.decode(ids) for ids in answers)
+        return original(prompts, answers, token)
+
+    monkeypatch.setattr(terms, "answered", recorded)
+    list(
+        SupervisedObjective(SupervisedTerm(term="supervised")).shares(policy, Update([], PAIRS, "0"), 10_000)
+    )
+    end = policy.processor.tokenizer.eos_token
+    assert set(given) <= {f"</think>\n\n{letter}{end}" for letter in "AB"}
+    assert len(given) == len(PAIRS)

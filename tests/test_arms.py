@@ -126,7 +126,7 @@ def test_a_term_at_weight_0_changes_nothing(
     """Weights, samples and shared metrics to the bit, over two steps of two updates each. The term's own metrics are there; at its
     weight it does change the weights. A random model never names a letter, so it is rewarded for odd bytes."""
     monkeypatch.setattr(
-        scored_rollouts, "selection_rewards", lambda texts, letter, options: odd_bytes(texts, [])
+        scored_rollouts, "selection_rewards", lambda texts, letter, kind: odd_bytes(texts, [])
     )
     without, at_0 = plain_runs(tuning), tmp_path / "at 0"
     sections = two_updates_a_step(tuning)
@@ -350,6 +350,7 @@ def test_long_choices_are_measured(config: Make, tmp_path: Path) -> None:
         (["data.pairs_as_questions=selection", "data.pairs=null"], "data.pairs_as_questions needs pairs"),
         (["data.pair_source=random", "data.pairs=null"], "data.pair_source needs pairs"),
         (["data.pairs_as_questions=both"], "data.pairs_as_questions"),
+        (["objective.0.variant=cispo", "objective.0.clip_high=0.3"], "no effect with variant: cispo"),
         (["data.pairs_share=0.2"], "data.pairs_share has no effect without data.pairs_as_questions"),
         (["objective.1={term: perception_kl, mask_rate: 0.5}"], "did you mean 'mask_ratio'"),
         (["before=[{steps: 1, objective: [{term: supervised, weigth: 1}]}]"], "did you mean 'weight'"),

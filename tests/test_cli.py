@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -201,6 +202,40 @@ def test_interrupt_is_status_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("vlm_contextrl.dataset_report.stats.stats", interrupt)
     assert run("pairs", "stats", "--input", "x")[0] == 130
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/runs/x"),
+            "/runs/x: No space left on device; free space there",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/runs"),
+            "/runs: Permission denied; free space there or name another",
+        ),
+        (
+            OutOfMemoryError("CUDA out of memory.\nmore"),
+            "out of memory on the device: CUDA out of memory. Lower optim",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception, message: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vlm_contextrl.dataset_report.stats.stats", fail)
+    status, _, told = run("pairs", "stats", "--input", "x")
+    assert status == 2
+    assert told.startswith(f"error: {message}")
+    assert told.count("\n") == 1
 
 
 def test_error_of_ours_is_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:

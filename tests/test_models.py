@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ def layer_missing(folder: Path) -> None:
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
 
 
+def no_pad_token(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "pad_token": None}))
+
+
 def other_shape(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["intermediate_size"] = 40
@@ -83,6 +89,7 @@ def other_shape(folder: Path) -> None:
             "weights are incomplete: 12 tensors are missing, first model.language_model.layers.1.",
         ),
         (other_shape, "weights cannot be read: "),
+        (no_pad_token, "the tokenizer has no pad_token; name one in tokenizer_config.json"),
     ],
 )
 def test_unusable_folder(
@@ -260,6 +267,22 @@ def test_unusable_adapter(spoil: str, qwen_folders: dict[str, Path], tmp_path: P
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(adapter))}: {message}") as caught:
         load_policy(ModelSettings(path=str(model), adapter=str(adapter)))
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_with_other_names_is_refused(qwen_folders: dict[str, Path], tmp_path: Path) -> None:
+    """As older versions of transformers named the layers: PEFT would only warn, and give the model without an adapter."""
+    model, adapter = (
+        qwen_folders["qwen2_5_vl"],
+        write_adapter(tmp_path / "adapter", qwen_folders["qwen2_5_vl"]),
+    )
+    file = adapter / "adapter_model.safetensors"
+    save_file({k.replace("language_model.layers", "layers"): v for k, v in load_file(file).items()}, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(
+            CheckpointError, match=r"does not fit this model: \d+ tensors have other names, first base_model"
+        ):
+            load_policy(ModelSettings(path=str(model), adapter=str(adapter)))
 
 
 def test_bfloat16_weights(qwen_folders: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,15 @@ def test_load_by_path() -> None:
 def test_load_errors_name_the_way_out(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_reward(name)
+
+
+def test_a_module_that_fails_when_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_reward.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigError, match="importing module 'odd_reward' failed: ZeroDivisionError: division by zero"
+    ):
+        load_reward("odd_reward:score")
 
 
 def test_combined_by_hand() -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import ConfigError, InputError, MissingExtraError
-from vlm_contextrl.runlog import RunDirectory
+from vlm_contextrl.runlog import RunDirectory, check_run_folder
 
 
 def config(**changes: Any) -> RunConfig:
@@ -35,6 +35,14 @@ def test_the_resolved_configuration_is_saved(tmp_path: Path) -> None:
     assert saved["seed"] == 7
     assert saved["optim"]["learning_rate"] == 1e-6
     assert RunConfig.model_validate(saved) == config(seed=7)
+
+
+def test_a_place_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """Before a model is loaded."""
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(InputError, match="cannot be made .*file is no folder that can be written to"):
+            check_run_folder(place, config(), resume=False)
 
 
 def test_an_existing_run_is_refused(tmp_path: Path) -> None:

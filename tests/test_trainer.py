@@ -31,6 +31,7 @@ from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import ContextRLError
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.scored_rollouts import ScoredRollouts
+from vlm_contextrl.terms import mean_over_updates
 from vlm_contextrl.trainer import train
 
 Make = Callable[..., RunConfig]
@@ -202,6 +203,16 @@ def test_means_over_the_updates_that_have_a_metric(
     monkeypatch.setattr(trainer, "update", lambda update: next(found))
     found_metrics = trainer.step(1)
     assert (found_metrics["loss"], found_metrics["skipped_updates"]) == (3.0, 0.5)
+
+
+def test_an_update_of_equal_rewards_counts_as_zero() -> None:
+    """One of four updates has a policy term of 2 and an entropy of 1.5; the others have equal rewards throughout. Their loss is 0, their
+    entropy unknown."""
+    others = [{"skipped_updates": 0.0, "loss": 0.0}] * 3
+    found = mean_over_updates(
+        [{"skipped_updates": 0.0, "loss": 2.0, "policy_loss": 2.0, "entropy": 1.5}, *others]
+    )
+    assert found == {"skipped_updates": 0.0, "loss": 0.5, "policy_loss": 0.5, "entropy": 1.5}
 
 
 # ---------------------------------------------------------------- what is refused at once

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from tests.tiny_models import given_update, records, run_config, tiny_policy, tr
 from vlm_contextrl import reference, terms
 from vlm_contextrl.config import RunConfig
 from vlm_contextrl.errors import ConfigError, DataError, InputError, MissingExtraError, RewardError
+from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.storage import read_questions
+from vlm_contextrl.storage import read_questions, write_rows
 from vlm_contextrl.terms import Share, Update
 from vlm_contextrl.trainer import NonFiniteUpdatesError, train
 
@@ -74,6 +76,46 @@ def test_overlong_prompts_can_be_rejected(config: Make, tmp_path: Path) -> None:
     assert {r["id"] for r in records(tmp_path / "run", "samples")} == set(lengths) - rejected
     with pytest.raises(DataError, match="^pairs: 4 of 4 prompts are longer"):
         train(config(data={"max_prompt_tokens": limit, "on_overlong": "reject"}), tmp_path / "other")
+
+
+def strip(kind: str, folder: Path) -> Path:
+    """A dataset with a good row and one whose picture is 300 times as wide as high, which the image processor refuses."""
+    wide, square = (EncodedImage.from_image(Image.new("RGB", size)) for size in ((900, 3), (56, 56)))
+    other = EncodedImage.from_image(Image.new("RGB", (56, 56), "red"))
+    told: dict[str, Any] = {"query": "Which?", "answer": "a", "provenance": {"licence": "CC0-1.0"}}
+    rows: list[Any] = [
+        QuestionRow(id=name, images=(image,), **told)
+        if kind == "questions"
+        else ContrastivePair(id=name, context=image, confounder=other, **told)
+        for name, image in (("good", square), ("wide", wide))
+    ]
+    write_rows(rows, folder, recipe="x", config={})
+    return folder
+
+
+def test_a_picture_that_cannot_be_shown_is_an_error_or_a_reject(config: Make, tmp_path: Path) -> None:
+    folder = str(strip("questions", tmp_path / "rows"))
+    objective = [{"term": "policy", "rewards": config().objective[0].rewards}]
+    told = {"steps": 1, "objective": objective}
+    with pytest.raises(DataError, match="aspect ratio"):
+        train(config(**told, data={"questions": folder, "pairs": None}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(
+        config(**told, data={"questions": folder, "pairs": None, "on_overlong": "reject"}), tmp_path / "other"
+    )
+    (reject,) = records(tmp_path / "other", "rejects")
+    assert (reject["kind"], reject["id"]) == ("questions", "wide")
+    assert "aspect ratio" in reject["reason"]
+
+
+@pytest.mark.parametrize("kind", ["questions", "pairs"])
+def test_held_out_rows_that_cannot_be_shown_are_told_before_training(
+    kind: str, config: Make, tmp_path: Path
+) -> None:
+    folder = str(strip(kind, tmp_path / "rows"))
+    with pytest.raises(DataError, match="aspect ratio"):
+        train(config(data={f"eval_{kind}": folder}, log={"eval_every": 100}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- what goes wrong

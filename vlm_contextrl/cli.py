@@ -24,7 +24,7 @@ from vlm_contextrl.commands import (
     studying,
     training,
 )
-from vlm_contextrl.errors import ContextRLError
+from vlm_contextrl.errors import ContextRLError, environment_error
 
 # Without markup typer leaves rich out of help, which is faster, and prints square brackets as they are.
 app = typer.Typer(
@@ -73,6 +73,11 @@ def main() -> None:
         app()
     except ContextRLError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if not (said := environment_error(error)):
+            raise
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # before or after typer's own handling
         sys.exit(130)

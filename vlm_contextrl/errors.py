@@ -6,6 +6,8 @@ and exits with status 2. Broken invariants of our own are `assert`s, not members
 
 from __future__ import annotations
 
+import errno
+
 
 class ContextRLError(Exception):
     """Root of all errors this package raises on purpose."""
@@ -33,6 +35,29 @@ class RewardError(ContextRLError, RuntimeError):
 
 class MissingExtraError(ContextRLError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
+
+
+_FULL_OR_FORBIDDEN = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
+
+
+def environment_error(error: Exception) -> str:
+    """One line for what the machine refuses, wherever it was asked: room on a disk or a GPU, a place that may not be written to. Empty for
+    anything else."""
+    if isinstance(error, OSError) and error.errno in _FULL_OR_FORBIDDEN:
+        return (
+            f"{error.filename or 'writing a file'}: {error.strerror}; free space there or name another place"
+        )
+    name = type(error).__name__
+    if name == "SafetensorError" and "os error" in str(error).lower():
+        return f"saving weights: {first_line(error)}; free space there or name another place"
+    if name == "OutOfMemoryError":  # torch's, which is not imported for this
+        return (
+            f"out of memory on the device: {first_line(error)} Lower optim.tokens_per_micro_batch or rollout.sequences_at_once, set "
+            "model.gradient_checkpointing, or see `vlm-contextrl bench memory`"
+        )
+    return ""
 
 
 def first_line(error: BaseException) -> str:

@@ -10,16 +10,16 @@ from vlm_contextrl.config import DataSettings
 from vlm_contextrl.foreign.rows import report_rejects
 from vlm_contextrl.intervals import bootstrap
 from vlm_contextrl.policy import Policy
-from vlm_contextrl.probe import measures, pair_margins
+from vlm_contextrl.probe import contexts, measures, pair_margins, selection_prompt
 from vlm_contextrl.storage import read_pairs, read_questions
-from vlm_contextrl.vqa import Answered, answer_questions
+from vlm_contextrl.vqa import Answered, answer_questions, question_prompt
 
 Unit = TypeVar("Unit")
 KEPT = ("selection_accuracy", "order_consistent_accuracy", "same_image_control", "mean_margin")
 
 
 class HeldOut:
-    """The held-out sets of a run. Opened before training, so that a missing or broken one is an error at once, not hours later."""
+    """The held-out sets of a run. Opened and checked before training: a missing or broken one is an error at once, not hours later."""
 
     def __init__(self, data: DataSettings) -> None:
         self.style = data.prompt_style
@@ -28,6 +28,15 @@ class HeldOut:
         for rows, folder in ((self.questions, data.eval_questions), (self.pairs, data.eval_pairs)):
             if rows is not None and folder:
                 report_rejects(rows, folder)
+
+    def check(self, policy: Policy) -> None:
+        """DataError for a row that cannot be shown to this model."""
+        from rich.progress import track
+
+        for row in track(self.questions or (), "checking held-out questions", transient=True):
+            question_prompt(policy.processor, row, self.style)
+        for pair in track(self.pairs or (), "checking held-out pairs", transient=True):
+            selection_prompt(policy.processor, pair, contexts(policy.processor, pair))
 
     def measure(self, policy: Policy, max_new_tokens: int, budget_tokens: int) -> dict[str, Any]:
         """{name: {value, n, low, high}} of selection and of greedy answers, for the sets that there are; by_domain: {domain: the same}."""

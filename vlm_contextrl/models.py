@@ -215,6 +215,7 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
             raise CheckpointError(
                 f"{settings.adapter}: adapter cannot be read: {first_line(error)}"
             ) from error
+        _check_adapter_keys(model, Path(settings.adapter))
         if settings.tuning == "lora" or not trainable:
             fuse_adapters(model)
             return model  # not merged: in 16 or 4 bits a small update would be rounded away
@@ -232,6 +233,26 @@ def _with_adapters(model: Any, settings: ModelSettings, trainable: bool) -> Any:
         model.requires_grad_(True)
         model.model.visual.requires_grad_(settings.train_vision)
     return model
+
+
+def _check_adapter_keys(model: Any, folder: Path) -> None:
+    """CheckpointError when a tensor of the adapter found no place or a place found no tensor: PEFT only warns, and what stays at zero is no
+    adapter. Names change between versions of transformers (`model.layers`, `model.language_model.layers`)."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: no {file.name}; expected a folder written by PEFT as safetensors")
+    with safe_open(str(file), framework="pt") as stored:
+        found = set(stored.keys())
+    expected = set(get_peft_model_state_dict(model))
+    if odd := sorted(found ^ expected):
+        where = "the adapter, not in the model" if odd[0] in found else "the model, not in the adapter"
+        raise CheckpointError(
+            f"{folder}: does not fit this model: {len(odd)} tensors have other names, first {odd[0]} (in {where}); save it anew with the "
+            "transformers that is installed"
+        )
 
 
 def _quiet_progress_of_small_models(path: str) -> None:

@@ -8,7 +8,8 @@ context over the confounder in one order:
     group_accuracy             share of pairs right in both orders and in both directions (A, C+, C-) and (A', C-, C+)
     mean_margin                mean over pairs of the margin averaged over both orders: a preference for a letter cancels
     position_bias              share of (pair, order) in which option A is chosen, a tie counting one half, minus one half
-    same_image_control         selection_accuracy with the context in both places: 0.5, or the probe leaks
+    same_image_control         selection_accuracy with the context in both places, one prompt read both ways: 0.5, or orders and letters are
+                               counted wrongly
 
 Intervals are bootstrapped over pairs. Source of the probe: arXiv 2606.17053, section on context unawareness; the controls are ours.
 """

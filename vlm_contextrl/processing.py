@@ -144,10 +144,10 @@ class Processor:
         A thinking template opens the thought in the prompt; the completion is told with it, or a thought that was cut would read as
         an answer.
         """
-        return self._opened_thought + str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self.opened_thought + str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     @cached_property
-    def _opened_thought(self) -> str:
+    def opened_thought(self) -> str:
         """`<think>` when the template's start of the assistant's turn leaves one open, else nothing."""
         turn = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
         given, opened = (
@@ -191,4 +191,7 @@ def load_processor(
     image_processor.size = size
     if tokenizer.chat_template is None:
         raise CheckpointError(f"{folder}: the tokenizer has no chat template; use an instruction-tuned model")
+    for name in ("pad_token", "eos_token"):
+        if getattr(tokenizer, name) is None:
+            raise CheckpointError(f"{folder}: the tokenizer has no {name}; name one in tokenizer_config.json")
     return Processor(tokenizer, image_processor, image_token_id, chat_template_kwargs)

@@ -32,14 +32,27 @@ class Overlong:
         """Indices of rows whose prompt fits. Raises DataError in `error` mode, or when nothing is left."""
         from rich.progress import track
 
-        indices = track(range(len(rows)), f"measuring {kind}", transient=True)
-        lengths = [length(policy, rows[i], self.style) for i in indices]
-        usable = [i for i, n in enumerate(lengths) if n <= self.limit]
-        over = [i for i, n in enumerate(lengths) if n > self.limit]
+        lengths: dict[int, int] = {}
+        for i in track(range(len(rows)), f"measuring {kind}", transient=True):
+            row_id = f"row {i}"
+            try:
+                row = rows[i]
+                row_id = row.id
+                lengths[i] = length(policy, row, self.style)
+            except DataError as error:  # a picture that the processor refuses, for instance
+                if self.stop:
+                    raise
+                self.found.append({"kind": kind, "id": row_id, "reason": str(error)})
+        if not lengths:
+            raise DataError(
+                f"{kind}: none of {len(rows)} rows can be used, first {self.found[-len(rows)]['reason']}"
+            )
+        usable = [i for i, n in lengths.items() if n <= self.limit]
+        over = [i for i, n in lengths.items() if n > self.limit]
         if over and (self.stop or not usable):
             raise DataError(
                 f"{kind}: {len(over)} of {len(rows)} prompts are longer than {self.limit} tokens, first {rows[over[0]].id} with "
-                f"{lengths[over[0]]}, longest {max(lengths)}; raise data.max_prompt_tokens, lower model.max_pixels, "
+                f"{lengths[over[0]]}, longest {max(lengths.values())}; raise data.max_prompt_tokens, lower model.max_pixels, "
                 "or set data.on_overlong=reject"
             )
         refused = getattr(rows, "rejects", ())  # foreign formats: what the reader could not use

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from vlm_contextrl.answers import has_format, score_answer
-from vlm_contextrl.errors import ConfigError, RewardError
+from vlm_contextrl.errors import ConfigError, RewardError, first_line
 from vlm_contextrl.prompts import Style
 
 Row = Mapping[str, Any]
@@ -71,6 +71,10 @@ def load_reward(name: str, style: Style = "direct") -> Reward:
         ) from error
     except AttributeError as error:
         raise ConfigError(f"reward {name!r}: module {module_name!r} has no {attribute!r}") from error
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise ConfigError(
+            f"reward {name!r}: importing module {module_name!r} failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if not callable(function):
         raise ConfigError(f"reward {name!r} is a {type(function).__name__}, expected a function")
     reward: Reward = function

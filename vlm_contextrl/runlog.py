@@ -7,6 +7,7 @@ one; times are in timings.jsonl.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ STREAMS = ("metrics", "timings", "samples", "evals")
 def check_run_folder(path: Path, config: RunConfig, *, resume: bool) -> None:
     """InputError when a new run would write into an old one, ConfigError when a resumed run has other settings than it began with."""
     if not resume:
+        there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(
+                f"{path}: cannot be made ({there} is no folder that can be written to); name another with --out"
+            )
         if path.exists() and any(path.iterdir()):
             raise InputError(
                 f"{path}: exists and is not empty; resume it with --resume, or name another folder with --out"
@@ -124,3 +130,22 @@ def _tracker(name: str, path: Path, config: RunConfig) -> Any:
         ) from error
     module.init(project="vlm-contextrl", name=config.name, config=resolved)
     return lambda numbers, step: module.log(dict(numbers), step=step)
+
+
+def training_bar(*, shown: bool) -> Any:
+    """A bar over the steps, with the fields below."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[reward]}  {task.fields[selection]}"), TimeRemainingColumn(), disable=not shown,
+    )  # fmt: skip
+
+
+def bar_fields(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What the bar says of a step."""
+    reward, selection = metrics.get("reward_mean"), metrics.get("selection_accuracy")
+    return {
+        "reward": "" if reward is None else f"reward {reward:.2f}",
+        "selection": "" if selection is None else f"selection {selection:.2f}",
+    }

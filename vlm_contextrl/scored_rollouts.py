@@ -185,7 +185,7 @@ class ScoredRollouts:
     ) -> dict[int, _Scored]:
         return {
             p: _Scored(
-                selection_rewards(texts[p], row.answer, row.options),
+                selection_rewards(texts[p], row.answer, "image" if row.images else "text"),
                 {},
                 [len(c.ids) for c in sampled[p]],
                 [c.truncated for c in sampled[p]],

@@ -32,6 +32,14 @@ class PolicyTerm(Record):
         {"accuracy": 0.9, "format": 0.1}, min_length=1, description="built-in name or dotted path -> weight"
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> PolicyTerm:
+        if self.variant == "cispo" and (self.clip_low, self.clip_high) != (None, None):
+            raise ValueError(
+                "clip_low and clip_high have no effect with variant: cispo, whose ratio is capped; leave them out"
+            )
+        return self
+
 
 class SelectionTerm(Record):
     """Context selection on contrastive pairs (objectives/selection_loss.py)."""

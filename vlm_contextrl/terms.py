@@ -74,6 +74,25 @@ class Update:
     selections: Sequence[Group] = ()  # selection prompts with sampled completions
 
 
+# Means over the tokens of groups that are trained on: without such a group there is nothing to take a mean of.
+OVER_TRAINED_TOKENS = ("entropy", "rollout_gap", "selection_entropy", "selection_rollout_gap")
+
+
+def mean_over_updates(collected: Sequence[Metrics]) -> Metrics:
+    """Metrics of a step from those of its updates.
+
+    An update whose groups all have equal rewards has no policy term: it counts as 0. One that was skipped, since something was not finite,
+    counts with what it has.
+    """
+    found: Metrics = {}
+    for name in sorted({name for metrics in collected for name in metrics}):
+        values = [metrics[name] for metrics in collected if name in metrics]
+        if name not in OVER_TRAINED_TOKENS:
+            values += [0.0 for m in collected if name not in m and not m["skipped_updates"]]
+        found[name] = sum(values) / len(values)
+    return found
+
+
 class Term(Protocol):
     """A weighted part of the loss. With weight 0 it is measured and not learned from."""
 
@@ -256,8 +275,13 @@ class SupervisedObjective:
                 processor, pair, random.Random(f"{update.order_seed}:{pair.id}"), reverse=self.reverse
             )
         ]
-        end = processor.tokenizer.eos_token_id
-        answers = [torch.tensor([letters[each.support], end]) for each in asked]
+        tokenizer = processor.tokenizer
+        # A letter inside a thought that stays open is no answer.
+        thought = (
+            tokenizer("</think>\n\n", add_special_tokens=False).input_ids if processor.opened_thought else []
+        )
+        end = tokenizer.eos_token_id
+        answers = [torch.tensor([*thought, letters[each.support], end]) for each in asked]
         rows = answered([each.prompt for each in asked], answers, processor.image_token_id)
         (tokens,) = update.total(sum(map(len, answers)))
         for batch in under_budget(rows, PackedRow.n_tokens, budget_tokens):

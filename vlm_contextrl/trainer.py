@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,20 @@ from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.reference_model import ReferenceModel
 from vlm_contextrl.rewards import load_reward
 from vlm_contextrl.rollout import Engine, OwnEngine
-from vlm_contextrl.runlog import RunDirectory, check_run_folder
+from vlm_contextrl.runlog import RunDirectory, bar_fields, check_run_folder, training_bar
 from vlm_contextrl.scored_rollouts import ScoredRollouts, UpdateGroups
 from vlm_contextrl.sharding import clip_gradients, gathered, idle_loss, is_sharded, shard, untouched_vision
 from vlm_contextrl.stages import build_stages, other_contexts
 from vlm_contextrl.storage import content_hash
-from vlm_contextrl.terms import Group, Metrics, PreparedTerm, Share, Update, completion_logps
+from vlm_contextrl.terms import (
+    Group,
+    Metrics,
+    PreparedTerm,
+    Share,
+    Update,
+    completion_logps,
+    mean_over_updates,
+)
 from vlm_contextrl.training_data import TrainingData
 from vlm_contextrl.training_rows import OtherContexts, training_rows
 
@@ -79,6 +86,8 @@ def _train(
     others = other_contexts(config, pairs)
     held_out = HeldOut(config.data)
     policy = load_for_training(config, ranks)
+    if ranks.is_first and config.log.eval_every:
+        held_out.check(policy)
     rejects = Overlong(config)
     question_at = rejects.usable(policy, questions, "questions", question_length)
     pair_at = rejects.usable(policy, pairs, "pairs", PairLength(config, others)) if pairs else []
@@ -157,17 +166,17 @@ class Trainer:
     def fit(self, resume: bool, on_step: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
         """All steps from the checkpoint (or from the start) to the end."""
         start = self._resume() if resume else 0
-        metrics: dict[str, Any] = (self.run.read("metrics") or [{}])[-1]
+        metrics: dict[str, Any] = self.ranks.from_first(lambda: (self.run.read("metrics") or [{}])[-1])
         if start:
             self._evaluate_if_due(start)  # a run that was stopped between a checkpoint and its evaluation
-        with self._progress() as bar:
+        with training_bar(shown=self.ranks.is_first) as bar:
             task = bar.add_task("training", total=self.steps, completed=start, reward="", selection="")
             for step in range(start + 1, self.steps + 1):
                 metrics = self.step(step)
                 if step % self.config.log.save_every == 0 or step == self.steps:
                     self._save(step)
                 self._evaluate_if_due(step)
-                bar.update(task, completed=step, **_bar_fields(metrics))
+                bar.update(task, completed=step, **bar_fields(metrics))
                 if on_step:
                     on_step(metrics)
         export(self.policy, self.run.path / "final", writes=self.ranks.is_first)
@@ -221,15 +230,6 @@ class Trainer:
                 file=sys.stderr,
             )
 
-    def _progress(self) -> Any:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        return Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[reward]}  {task.fields[selection]}"), TimeRemainingColumn(),
-            disable=not self.ranks.is_first,
-        )  # fmt: skip
-
     # ------------------------------------------------------------ updates
 
     def _update_all(self, step: int, updates: Sequence[UpdateGroups]) -> dict[str, float]:
@@ -251,11 +251,7 @@ class Trainer:
             order_seed = f"{self.config.seed}:orders:{step}:{number}"
             update = Update(own.questions, pairs, order_seed, self.ranks.total, own.selections)
             collected.append(self.update(update))
-        per_name: dict[str, list[float]] = defaultdict(list)
-        for metrics in collected:
-            for name, value in metrics.items():
-                per_name[name].append(value)
-        return {name: sum(values) / len(values) for name, values in sorted(per_name.items())}
+        return mean_over_updates(collected)
 
     def _prepare(self, step: int, groups: Sequence[Group]) -> None:
         for term in self.terms:
@@ -389,11 +385,3 @@ class Trainer:
 def _add(parts: Metrics, metrics: dict[str, float]) -> None:
     for name, value in parts.items():
         metrics[name] = metrics.get(name, 0.0) + value
-
-
-def _bar_fields(metrics: dict[str, Any]) -> dict[str, str]:
-    reward, selection = metrics.get("reward_mean"), metrics.get("selection_accuracy")
-    return {
-        "reward": "" if reward is None else f"reward {reward:.2f}",
-        "selection": "" if selection is None else f"selection {selection:.2f}",
-    }

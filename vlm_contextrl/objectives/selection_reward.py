@@ -20,10 +20,15 @@ Left out: a reward for the form; thinking is neither asked for nor forbidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from vlm_contextrl.answers import score_answer
+from vlm_contextrl.prompts import SELECTION_PREFILL
 
 
-def selection_rewards(completions: Sequence[str], letter: str, options: Sequence[str]) -> list[float]:
-    """1.0 for each completion that names `letter`, the supporting context's, else 0.0. options: what the contexts are called."""
-    return [float(score_answer(text, letter, "choice", options)) for text in completions]
+def selection_rewards(completions: Sequence[str], letter: str, kind: Literal["image", "text"]) -> list[float]:
+    """1.0 for each completion that names `letter`, the supporting context's, else 0.0. kind: of the contexts, which the prompt calls
+    "Image A" or "Context A" and whose assistant's turn it may open."""
+    names = [f"{'Image' if kind == 'image' else 'Context'} {option}" for option in "AB"]
+    opened = f"{SELECTION_PREFILL[kind]} ".lstrip()
+    return [float(score_answer(f"{opened}{text}", letter, "choice", names)) for text in completions]

@@ -40,7 +40,6 @@ EVALUATED = (
     ("Questions, held out, while training", HELD_OUT, "vqa_accuracy"),
     ("Selection, held out, while training", HELD_OUT, "selection_accuracy"),
     ("Selection in both orders, held out, while training", HELD_OUT, "order_consistent_accuracy"),
-    ("The same picture twice (0.5 or the probe leaks), while training", HELD_OUT, "same_image_control"),
     ("Questions, left-out domain, while training", LEFT_OUT, "vqa_accuracy"),
     ("Selection, left-out domain, while training", LEFT_OUT, "selection_accuracy"),
 )

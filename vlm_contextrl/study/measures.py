@@ -1,7 +1,7 @@
 """What a trained model is measured by: greedy answers to questions and selection between the contexts of pairs, per measured set.
 
 By question also per domain and form (`vqa_accuracy charts`, `vqa_accuracy multiple choice`), by pair per domain. The code is that of
-`vlm-contextrl probe`, whose same-image control is 0.5 or the measurement leaks.
+`vlm-contextrl probe`, whose same-image control is 0.5 unless orders or letters are counted wrongly.
 """
 
 from __future__ import annotations
