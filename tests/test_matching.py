@@ -50,6 +50,7 @@ def test_exact_equal(found: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("found", "answer"),
     [
+        ("5!", "5"),
         (None, "red"),
         ("", "red"),
         ("red or blue", "red"),
@@ -76,6 +77,8 @@ def test_exact_different(found: str | None, answer: str) -> None:
 @pytest.mark.parametrize(
     ("found", "answer", "correct"),
     [
+        ("Yes it is.", "yes", True),
+        ("No, it is yes.", "no", False),
         ("yes", "Yes", True),
         ("Yes.", "true", True),
         ("No!", "no", True),
@@ -98,6 +101,17 @@ def test_boolean(found: str, answer: str, correct: bool) -> None:
 @pytest.mark.parametrize(
     ("found", "answer"),
     [
+        ("16\\,\\text{cm}^{2}", "16"),
+        ("9.8\\ \\mathrm{m/s^{2}}", "9.8"),
+        ("2.5\\times10^{4}\\,\\mathrm{N/m^{2}}", "25000"),
+        ("5\\,\\Omega", "5"),
+        ("5 \u03a9", "5"),
+        ("10\\,\\mu\\text{m}", "10"),
+        ("6\\text{ m s}^{-1}", "6"),
+        ("3\\ \\mathrm{kg\\cdot m/s}", "3"),
+        ("12\\,000", "12000"),
+        ("10^{-3}", "0.001"),
+        ("\u20ac12", "12"),
         ("12", "12"),
         ("12 cm", "12"),
         ("12", "12 cm"),
@@ -151,6 +165,7 @@ def test_numeric_equal(found: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("found", "answer"),
     [
+        ("5!", "5"),
         ("12 m", "12 cm"),
         ("12 cm", "12 cm^2"),
         ("3 cats", "3 dogs"),
@@ -202,6 +217,10 @@ def test_numeric_tolerance() -> None:
 @pytest.mark.parametrize(
     ("found", "answer"),
     [
+        ("\\dfrac12", "1/2"),
+        ("25\\text{ cm}^{3}", "25"),
+        ("9.8\\,\\text{m/s}^2", "9.8"),
+        ("10^2", "100"),
         ("\\frac{1}{2}", "0.5"),
         ("x+1", "1+x"),
         ("(x+1)^2", "x^2+2x+1"),
@@ -239,6 +258,9 @@ def test_math_equal(found: str, answer: str) -> None:
 @pytest.mark.parametrize(
     ("found", "answer"),
     [
+        ("3 4", "34"),
+        ("3\\quad 4", "34"),
+        ("6 7", "67"),
         ("x-1", "x+1"),
         ("1 or 2", "2"),
         ("1, 2", "2"),

@@ -63,7 +63,7 @@ def expressions_equal(found: str, right: str, tolerance: float | None = None) ->
     """The rule of the answer type "math". tolerance: for plain quantities, as in
     `matching.quantities_equal`."""
     left_text, right_text = _expression(found), _expression(right)
-    if left_text.replace(" ", "") == right_text.replace(" ", "") != "":
+    if _without_spaces(left_text) == _without_spaces(right_text) != "":
         return True
     left_quantity, right_quantity = _strict_quantity(found), _strict_quantity(right)
     if left_quantity and right_quantity:
@@ -75,6 +75,11 @@ def expressions_equal(found: str, right: str, tolerance: float | None = None) ->
     if re.search(r"\b(?:or|either|and)\b", left_text) and not re.search(r"\b(?:or|and)\b", right_text):
         return False
     return _parses_whole(left_text, like=right_text) and _is_cheap(left_text) and _same(left_text, right_text)
+
+
+def _without_spaces(text: str) -> str:
+    """But for those between digits: "3 4" is not 34."""
+    return re.sub(r"(?<!\d) | (?!\d)", "", text)
 
 
 def _expression(text: str) -> str:
@@ -93,8 +98,9 @@ def _strict_quantity(text: str) -> tuple[Fraction, str] | None:
     if found is None or not found[1]:
         return found
     spaced = re.search(r"\d\s+\S+$", plain(text)) is not None
-    base = found[1].split("^")[0]
-    return found if base in KNOWN_UNITS and (spaced or len(base) > 1) else None
+    parts = [part for part in re.split(r"[/\u00b7 ]|\^-?\d+", found[1]) if part]
+    known = bool(parts) and all(part in KNOWN_UNITS for part in parts)
+    return found if known and (spaced or len(parts[0]) > 1) else None
 
 
 # ---- the gate in front of the parser

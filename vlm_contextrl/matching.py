@@ -3,15 +3,15 @@
 exact    Words, in order. Case, articles and punctuation do not count; "three" is 3, "1,000" is 1000, "3.0"
          is 3, "07:30" is 7:30; "light-blue" is "light blue". A plural in -s or -es equals its singular from
          4 letters on. Operators and signs count.
-boolean  yes/true against no/false; may be followed by a comma or full stop and more, but not by the
-         opposite word.
-numeric  Value and unit. "12 cm" equals "12", but not "12 m". Thousands separators, percent ("50%" is 50 and
-         0.5), fractions (also LaTeX and mixed "1 1/2"), powers of ten, number words, "million". No unit
-         conversion.
+boolean  yes/true against no/false; may be followed by a comma or full stop and more, or by "it is" and the
+         like, but not by the opposite word.
+numeric  Value and unit. "12 cm" equals "12", but not "12 m". Units in words, LaTeX and products ("m s^{-1}",
+         "kg\\cdot m"). Thousands separators, percent ("50%" is 50 and 0.5), fractions (also LaTeX and mixed
+         "1 1/2"), powers of ten, number words, "million". No unit conversion.
 math     See `expressions.py`.
 choice   The option letter; see `choice_letter`.
 
-Left out: ordinals, currencies (a dollar sign is dropped), synonyms, numbers inside sentences ("There are 3").
+Left out: ordinals, currencies (their sign is dropped), synonyms, numbers inside sentences ("There are 3").
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MINUS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2212\ufe63\uff0d", "-"
 _BEFORE_NFKC = {"\u00b2": "^2", "\u00b3": "^3", "\u00ba": "\u00b0"}  # NFKC would make 2, 3 and o of them
 _LATEX_SPACE = re.compile(r"\\(?:[,;:! ]|q?quad\b)|~")
 _LATEX_WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox|operatorname|boxed)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|sf)|mbox|operatorname|boxed)\s*\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _EMPHASIS = re.compile(r"(?<!\w)(\*\*|__|`)(.+?)\1(?!\w)")
 
@@ -44,9 +44,10 @@ def plain(text: str) -> str:
     )
     text = unicodedata.normalize("NFKC", text).translate(_MINUS).replace("\u2044", "/")
     text = text.replace("\\%", "%").replace("{,}", ",").replace("\\$", "")
+    text = re.sub(r"(?<=\d)\\[,;:](?=\d{3}(?!\d))", "", text)  # 12\,000
     text = re.sub(r"\\[()\[\]]|\$|\\(?:left|right)\b", "", text)
     text = re.sub(r"\^\s*(?:\\circ\b|\{\s*\\circ\s*\})|\\(?:degree|circ)\b", "\u00b0", text)
-    text = re.sub(r"\\[dt]frac\b", r"\\frac", _LATEX_SPACE.sub(" ", text))
+    text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", _LATEX_SPACE.sub(" ", text))
     for pattern, group in ((_LATEX_WRAPPER, r"\1"), (_EMPHASIS, r"\2")):
         previous = None
         while previous != text:
@@ -89,9 +90,10 @@ def words(text: str) -> list[str]:
     text = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", " ", _with_digits(text))
     text = re.sub(r"^[-*]\s+(?=[^\W\d_])", "", text)
     tokens = []
-    for token in _TOKEN.findall(text):
-        if token in _PUNCTUATION:
-            continue
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in _PUNCTUATION and not (token == "!" and text[: match.start()][-1:].isdigit()):
+            continue  # the factorial "5!" is not 5
         if ":" in token:
             token = re.sub(r"^0(?=\d)", "", token)
         elif token[-1].isdigit():
@@ -116,7 +118,9 @@ def words_equal(left: str, right: str) -> bool:
 
 def truth(text: str) -> bool | None:
     """True for yes/true, False for no/false, None when it says neither or both."""
-    match = re.match(r"(yes|true|no|false)(?:\s*[.,;:!]|$)", plain(text).casefold())
+    match = re.match(
+        r"(yes|true|no|false)(?:\s*[.,;:!]|\s+(?:it|they|there|this|that|he|she)\b|$)", plain(text).casefold()
+    )
     if not match:
         return None
     value = match[1] in {"yes", "true"}
@@ -132,7 +136,9 @@ _QUANTITY = re.compile(
     r"(?:\s*(?:\\times|\\cdot|\u00d7|x|\*)\s*10\s*\^\s*\{?(?P<power>[+-]?\d{1,3})\}?|e(?P<exponent>[+-]?\d{1,3})(?!\w))?"
     r"(?P<rest>.*)"
 )
-_UNIT = re.compile(r"[a-z%\u00b0\u03bc][a-z%\u00b0\u03bc/^.0-9 -]{0,40}")
+_UNIT = re.compile(
+    r"[a-z%\u00b0\u03bc\u03c9][a-z%\u00b0\u03bc\u03c9\u00b7/^.0-9 -]{0,40}"
+)  # degree, micro, ohm, product
 _MULTIPLIERS = {
     "hundred": 100,
     "thousand": 10**3,
@@ -189,7 +195,13 @@ KNOWN_UNITS = frozenset(_UNITS.values()) | {
 def quantity(text: str) -> tuple[Fraction, str] | None:
     """Value and unit ("" for none) of a text that is one number with at most three words of unit; None for
     anything else."""
+    text = text.replace("\\mu", "\u03bc").replace("\\Omega", "\u03a9")
     text = _with_digits(plain(text).casefold())
+    text = re.sub(r"\^\s*\{\s*([+-]?\d+)\s*\}", r"^\1", text)
+    text = re.sub(r"(?<=[a-z0-9])\s*(?:\\cdot\b|\u00b7)\s*(?=[a-z])", "\u00b7", text)
+    text = re.sub(
+        r"^([+-]?)\s*10\s*\^\s*([+-]?\d{1,3})(?!\d)", r"\g<1>1e\2", text.lstrip("\u20ac\u00a3\u00a5 ")
+    )
     if len(text) > 100 or re.search(r"\d{40}", text):
         return None
     text = re.sub(r"^(?:about|approximately|approx\.?|around|roughly|\u2248|\\approx)\s*", "", text)
@@ -223,7 +235,7 @@ def _unit(rest: str) -> tuple[int, str] | None:
     name = rest.strip()
     if not name:
         return 1, ""
-    if not _UNIT.fullmatch(name) or re.search(r"(?<![\^a-z])\d", name):
+    if not _UNIT.fullmatch(name) or re.search(r"(?<![\^a-z])(?<!\^-)\d", name):
         return None
     parts = re.sub(r"([%\u00b0])", r" \1 ", name).split()
     factor = _MULTIPLIERS.get(parts[0].removesuffix("s") if len(parts[0]) > 2 else parts[0], 1)
