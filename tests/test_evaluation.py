@@ -10,7 +10,27 @@ import pytest
 from vlm_contextrl import evaluation
 from vlm_contextrl.config import DataSettings
 from vlm_contextrl.evaluation import HeldOut
+from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.vqa import Answered
+
+
+class Alone(Ranks):
+    """Takes what is made as it is, whatever the rows are."""
+
+    def each(self, rows: Any, made: Any) -> Any:
+        return made(rows)
+
+
+def test_parts_of_ranks_come_back_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven rows over three ranks: 0 3 6, 1 4, 2 5; and fewer rows than ranks."""
+    for n in (7, 2, 0):
+        parts = [[10 * i for i in range(n)][rank::3] for rank in range(3)]
+        for rank in range(3):
+            ranks = Ranks(rank, 3)
+            seen: list[list[int]] = []
+            monkeypatch.setattr(ranks, "gather", lambda own, seen=seen: seen.append(own) or parts)
+            assert ranks.each(range(n), lambda rows: [10 * i for i in rows]) == [10 * i for i in range(n)]
+            assert seen == [parts[rank]]
 
 
 def test_measures_by_domain_by_hand(
@@ -29,7 +49,7 @@ def test_measures_by_domain_by_hand(
 
     data = DataSettings(questions=questions_folder, eval_questions=questions_folder, eval_pairs=pairs_folder)
     policy: Any = None
-    found = HeldOut(data).measure(policy, 8, 100)
+    found = HeldOut(data).measure(policy, 8, 100, Alone())
     assert found.keys() == {*evaluation.KEPT, "vqa_accuracy", "by_domain"}
     values = {
         domain: {name: (entry["value"], entry["n"]) for name, entry in entries.items()}

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vlm_contextrl.config import DataSettings
+from vlm_contextrl.errors import DataError
 from vlm_contextrl.foreign.rows import report_rejects
 from vlm_contextrl.intervals import bootstrap
+from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.probe import contexts, measures, pair_margins, selection_prompt
+from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.storage import read_pairs, read_questions
 from vlm_contextrl.vqa import Answered, answer_questions, question_prompt
 
@@ -29,36 +32,56 @@ class HeldOut:
             if rows is not None and folder:
                 report_rejects(rows, folder)
 
-    def check(self, policy: Policy) -> None:
+    def check(self, policy: Policy, ranks: Ranks) -> None:
         """DataError for a row that cannot be shown to this model."""
-        from rich.progress import track
+        wrong = ranks.each(
+            self.questions or (), lambda rows: [_error(self._show, policy, row) for row in rows]
+        )
+        wrong += ranks.each(
+            self.pairs or (), lambda pairs: [_error(_show_pair, policy, pair) for pair in pairs]
+        )
+        if reason := next(filter(None, wrong), None):
+            raise DataError(reason)
 
-        for row in track(self.questions or (), "checking held-out questions", transient=True):
-            question_prompt(policy.processor, row, self.style)
-        for pair in track(self.pairs or (), "checking held-out pairs", transient=True):
-            selection_prompt(policy.processor, pair, contexts(policy.processor, pair))
+    def _show(self, policy: Policy, row: QuestionRow) -> None:
+        question_prompt(policy.processor, row, self.style)
 
-    def measure(self, policy: Policy, max_new_tokens: int, budget_tokens: int) -> dict[str, Any]:
+    def measure(
+        self, policy: Policy, max_new_tokens: int, budget_tokens: int, ranks: Ranks
+    ) -> dict[str, Any]:
         """{name: {value, n, low, high}} of selection and of greedy answers, for the sets that there are; by_domain: {domain: the same}."""
         out: dict[str, Any] = {}
         by_domain: dict[str, dict[str, Any]] = defaultdict(dict)
         if self.pairs is not None:
-            margins = pair_margins(policy, self.pairs, budget_tokens=budget_tokens)
+            margins = ranks.each(
+                self.pairs, lambda pairs: pair_margins(policy, pairs, budget_tokens=budget_tokens)
+            )
             out |= _selection(margins)
             for domain, some in _by_domain(margins, lambda pair: pair["domain"]).items():
                 by_domain[domain] |= _selection(some)
         if self.questions is not None:
-            answered = answer_questions(
-                policy,
+            answered = ranks.each(
                 self.questions,
-                style=self.style,
-                max_new_tokens=max_new_tokens,
-                budget_tokens=budget_tokens,
+                lambda rows: answer_questions(
+                    policy, rows, style=self.style, max_new_tokens=max_new_tokens, budget_tokens=budget_tokens
+                ),
             )
             out |= _answers(answered)
             for domain, those in _by_domain(answered, lambda answer: answer.domain).items():
                 by_domain[domain] |= _answers(those)
         return out | {"by_domain": by_domain}
+
+
+def _show_pair(policy: Policy, pair: ContrastivePair) -> None:
+    selection_prompt(policy.processor, pair, contexts(policy.processor, pair))
+
+
+def _error(show: Callable[[Policy, Any], None], policy: Policy, row: Any) -> str | None:
+    try:
+        show(policy, row)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _selection(margins: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -30,3 +30,16 @@ class LazyRows(Sequence[RowT_co]):
         if not 0 <= position < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         return self._row(position)
+
+
+class ChosenRows(LazyRows[RowT_co]):
+    """Some rows of another sequence, by their indices."""
+
+    def __init__(self, rows: Sequence[RowT_co], indices: Sequence[int]) -> None:
+        self._rows, self._indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def _row(self, index: int) -> RowT_co:
+        return self._rows[self._indices[index]]

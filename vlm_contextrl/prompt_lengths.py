@@ -14,6 +14,7 @@ from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import ContrastivePair, QuestionRow
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.prompts import Style
+from vlm_contextrl.ranks import Ranks
 from vlm_contextrl.runlog import RunDirectory
 from vlm_contextrl.term_settings import SelectionTerm
 from vlm_contextrl.training_rows import OtherContexts
@@ -23,7 +24,8 @@ from vlm_contextrl.vqa import question_prompt
 class Overlong:
     """Rows over the limit: an error, or records for rejects.jsonl."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.limit, self.stop = config.data.max_prompt_tokens, config.data.on_overlong == "error"
         self.style = config.data.prompt_style
         self.found: list[dict[str, Any]] = []
@@ -32,21 +34,17 @@ class Overlong:
         """Indices of rows whose prompt fits. Raises DataError in `error` mode, or when nothing is left."""
         from rich.progress import track
 
-        lengths: dict[int, int] = {}
-        for i in track(range(len(rows)), f"measuring {kind}", transient=True):
-            row_id = f"row {i}"
-            try:
-                row = rows[i]
-                row_id = row.id
-                lengths[i] = length(policy, row, self.style)
-            except DataError as error:  # a picture that the processor refuses, for instance
-                if self.stop:
-                    raise
-                self.found.append({"kind": kind, "id": row_id, "reason": str(error)})
-        if not lengths:
-            raise DataError(
-                f"{kind}: none of {len(rows)} rows can be used, first {self.found[-len(rows)]['reason']}"
-            )
+        def measured(some: Sequence[int]) -> list[int | tuple[str, str]]:
+            """Of rows by number the length, or the id and what is wrong."""
+            shown = track(some, f"measuring {kind}", transient=True, disable=not self.ranks.is_first)
+            return [self._length(policy, rows, i, length) for i in shown]
+
+        by_row = self.ranks.each(range(len(rows)), measured)
+        wrong = [value for value in by_row if isinstance(value, tuple)]
+        lengths = {i: value for i, value in enumerate(by_row) if isinstance(value, int)}
+        if wrong and (self.stop or not lengths):
+            raise DataError(wrong[0][1])
+        self.found += [{"kind": kind, "id": row_id, "reason": reason} for row_id, reason in wrong]
         usable = [i for i, n in lengths.items() if n <= self.limit]
         over = [i for i, n in lengths.items() if n > self.limit]
         if over and (self.stop or not usable):
@@ -61,6 +59,17 @@ class Overlong:
             {"kind": kind, "id": rows[i].id, "reason": f"prompt of {lengths[i]} tokens"} for i in over
         ]
         return usable
+
+    def _length(
+        self, policy: Policy, rows: Sequence[Any], i: int, length: Callable[..., int]
+    ) -> int | tuple[str, str]:
+        row_id = f"row {i}"
+        try:
+            row = rows[i]
+            row_id = row.id
+            return length(policy, row, self.style)
+        except DataError as error:  # a picture that the processor refuses, for instance
+            return row_id, str(error)
 
     def write(self, run: RunDirectory) -> None:
         """rejects.jsonl of the run, and one line that says so, when there are any."""

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vlm_contextrl.errors import InputError
+from vlm_contextrl.lazy_rows import ChosenRows
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(hours=6)  # ranks wait for the longest rollout, and for evaluation by the first
+Made = TypeVar("Made")
+PATIENCE = timedelta(hours=6)  # ranks wait for the longest rollout
 
 
 class Ranks:
@@ -55,6 +57,11 @@ class Ranks:
     def part(self, items: Sequence[Item]) -> Sequence[Item]:
         """This rank's items; some ranks get one more than others."""
         return items[self.rank :: self.world]
+
+    def each(self, rows: Sequence[Item], made: Callable[[Sequence[Item]], Sequence[Made]]) -> list[Made]:
+        """What `made` gives for rows, one for each, of which every rank makes its part; on all ranks, in the order of the rows."""
+        parts = self.gather(list(made(ChosenRows(rows, self.part(range(len(rows)))))))
+        return [parts[i % self.world][i // self.world] for i in range(len(rows))]
 
     def wait(self) -> None:
         if self.world > 1:

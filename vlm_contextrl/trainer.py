@@ -86,9 +86,9 @@ def _train(
     others = other_contexts(config, pairs)
     held_out = HeldOut(config.data)
     policy = load_for_training(config, ranks)
-    if ranks.is_first and config.log.eval_every:
-        held_out.check(policy)
-    rejects = Overlong(config)
+    if config.log.eval_every:
+        held_out.check(policy, ranks)
+    rejects = Overlong(config, ranks)
     question_at = rejects.usable(policy, questions, "questions", question_length)
     pair_at = rejects.usable(policy, pairs, "pairs", PairLength(config, others)) if pairs else []
     run = RunDirectory(run_dir, config, resume=resume, writes=ranks.is_first)
@@ -338,13 +338,13 @@ class Trainer:
             return
         if step not in self.ranks.from_first(lambda: [each["step"] for each in self.run.read("evals")]):
             with gathered(self.policy), self.autocast():  # the precision of training
-                if self.ranks.is_first:
-                    measured = self.held_out.measure(
-                        self.policy,
-                        self.config.rollout.max_new_tokens,
-                        self.config.optim.tokens_per_micro_batch,
-                    )
-                    self.run.write("evals", {"step": step, **measured})
+                measured = self.held_out.measure(
+                    self.policy,
+                    self.config.rollout.max_new_tokens,
+                    self.config.optim.tokens_per_micro_batch,
+                    self.ranks,
+                )
+            self.run.write("evals", {"step": step, **measured})  # by the first rank
             self.ranks.wait()
 
     def _write_samples(self, step: int, groups: Sequence[Group]) -> None:
