@@ -28,7 +28,9 @@ def test_parts_of_ranks_come_back_in_the_order_of_the_rows(monkeypatch: pytest.M
         for rank in range(3):
             ranks = Ranks(rank, 3)
             seen: list[list[int]] = []
-            monkeypatch.setattr(ranks, "gather", lambda own, seen=seen: seen.append(own) or parts)
+            monkeypatch.setattr(
+                ranks, "gather", lambda own, seen=seen, parts=parts: seen.append(own) or parts
+            )
             assert ranks.each(range(n), lambda rows: [10 * i for i in rows]) == [10 * i for i in range(n)]
             assert seen == [parts[rank]]
 
