@@ -249,10 +249,10 @@ def test_cells_of_a_killed_study_end_with_it(tmp_path: Path, tiny_model_folder: 
 def test_a_cell_that_cannot_be_trained_is_named_on_the_command_line(
     tmp_path: Path, tiny_model_folder: Path
 ) -> None:
-    """max_prompt_tokens is too small for an arm; the other arm gets its numbers."""
+    """An arm names a reward that is not there; the other arm gets its numbers."""
     path = study_file(tmp_path, tiny_model_folder)
     arms = load_study(path).arms
-    contextrl = {**arms["contextrl"], "data.max_prompt_tokens": 5}  # type: ignore[dict-item]
+    contextrl = {**arms["contextrl"], "objective.0.rewards": {"no_such_module:f": 1.0}}  # type: ignore[dict-item]
     overrides = [f"arms.contextrl={json.dumps(contextrl)}", "seeds=[1]"]
     done = subprocess.run(
         [sys.executable, "-m", "vlm_contextrl", "study", str(path), *overrides, "--out", str(tmp_path / "out"),
@@ -261,7 +261,7 @@ def test_a_cell_that_cannot_be_trained_is_named_on_the_command_line(
     )  # fmt: skip
     assert done.returncode == 2
     assert "error: cells failed: contextrl-1: " in done.stderr
-    assert "max_prompt_tokens" in done.stderr
+    assert "no_such_module" in done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert list(result["failed"]) == ["contextrl-1"]
     assert result["arms"]["grpo"]["vqa_accuracy"]["n_seeds"] == 1
