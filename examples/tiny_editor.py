@@ -162,12 +162,12 @@ def new_pipeline() -> StableDiffusionInstructPix2PixPipeline:
 def train(
     name: str, parameters: list[Tensor], loss_of: Callable[[], Tensor], rate: float, minutes: float
 ) -> None:
-    """AdamW until the time is over, at least one step; the learning rate rises to `rate`, then falls to a hundredth of it."""
+    """AdamW until the processor time is over, whatever runs beside it, at least one step; the rate rises to `rate`, then falls to a hundredth."""
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3)
-    start_s, share = time.monotonic(), 0.0
+    start_s, share = time.process_time(), 0.0
     losses: list[float] = []
     while not losses or share < 1:
-        share = min(1.0, (time.monotonic() - start_s) / max(60 * minutes, 1e-9))
+        share = min(1.0, (time.process_time() - start_s) / max(60 * minutes, 1e-9))
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (share + 1e-3) / WARMUP_SHARE) * (0.01 + 0.99 * (1 - share**2) ** 2)
         optimizer.zero_grad()
@@ -231,7 +231,7 @@ def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--minutes", type=float, default=18.0, help="of training, on one core")
+    parser.add_argument("--minutes", type=float, default=18.0, help="of processor time for training, on one core")
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the noise")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
