@@ -162,7 +162,7 @@ def new_pipeline() -> StableDiffusionInstructPix2PixPipeline:
 def train(
     name: str, parameters: list[Tensor], loss_of: Callable[[], Tensor], rate: float, minutes: float
 ) -> None:
-    """AdamW until the processor time is over, whatever runs beside it, at least one step; the rate rises to `rate`, then falls to a hundredth."""
+    """AdamW until the processor time is over, whatever runs beside it, at least one step. The rate rises to `rate`, then falls to 1%."""
     optimizer = torch.optim.AdamW(parameters, weight_decay=1e-3)
     start_s, share = time.process_time(), 0.0
     losses: list[float] = []
@@ -231,7 +231,9 @@ def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--minutes", type=float, default=18.0, help="of processor time for training, on one core")
+    parser.add_argument(
+        "--minutes", type=float, default=18.0, help="of processor time for training, on one core"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first weights and of the noise")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
