@@ -8,8 +8,8 @@ are drawn on the way, each once. `write` and `look` are writer and verifier for 
 
 A fifth of the time goes to the autoencoder (mean squared error, a little noise on the latents), the rest to text encoder and UNet. These
 predict the clean latents of the edited picture (`prediction_type` "sample") from noised ones; what an edit changes weighs more. After
-2,500 steps most objects take the new colour, ordered or not; after 5,400 and 6,100 (18 minutes of two machines) a second object took it in 1 and in
-17 of 30 edits, so bound the box around the change (`bounds.changed_box_max`).
+2,500 steps most objects take the new colour, ordered or not; after 5,400 and 6,100 (18 minutes of two machines) another object
+took it in 1 and in about 18 of 30 edits, so bound the box around the change (`bounds.changed_box_max`).
 
 What it leaves out: classifier-free guidance (nothing is dropped in training, so `guidance_scale` must be 1), `reencode` (the autoencoder
 is an AutoencoderTiny, which has no distribution of latents), other sizes, domains and orders.
