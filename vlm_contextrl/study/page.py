@@ -138,7 +138,7 @@ def _curves(result: Result, curves: Sequence[Curves]) -> str:
     order = _order(result)
     drawn = "".join(
         curve_chart(
-            f"curve-{i}", each, order, {"chance": 0.5} if each.caption.startswith("Selection") else {}
+            f"curve-{i}", each, order, {"chance": 0.5} if each.caption.startswith("Selection,") else {}
         )
         for i, each in enumerate(curves)
     )
