@@ -1,7 +1,7 @@
 """Selection probes as benchmarks: published sets and datasets of pairs, by logits or by generation, with resume.
 
 By logits (default) a pair is asked by `vlm_contextrl.probe`. By generation the same prompts, in both orders, both directions and with the
-context in both places, are answered greedily and `extract_answer` reads the letter. The measures stand in `selection_records.py`.
+context in both places, are answered greedily and `selection_letter` reads the reply. The measures stand in `selection_records.py`.
 
     OUT/per_pair.jsonl    a header, then one record per pair, appended after every batch: the same call goes on after a kill
     OUT/rejects.jsonl     {"id", "reason"} of what made no pair
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vlm_contextrl.answers import extract_answer
+from vlm_contextrl.answers import selection_letter
 from vlm_contextrl.errors import ConfigError
 from vlm_contextrl.eval.selection_records import PairJournal, Record, measures, pair_digest
 from vlm_contextrl.eval.selection_sets import SELECTION_SETS, read_selection_set
@@ -26,7 +26,6 @@ from vlm_contextrl.pairs import ContrastivePair, EncodedImage
 from vlm_contextrl.policy import Policy
 from vlm_contextrl.probe import contexts, pair_margins, selection_prompt
 from vlm_contextrl.processing import EncodedPrompt
-from vlm_contextrl.prompts import SELECTION_PREFILL
 from vlm_contextrl.result_files import write_json, write_jsonl
 from vlm_contextrl.rollout import sample
 from vlm_contextrl.storage import read_pairs
@@ -151,7 +150,4 @@ def _replies(policy: Policy, prompts: Sequence[EncodedPrompt], max_new_tokens: i
 
 
 def _letter(reply: str, pair: ContrastivePair) -> str | None:
-    """The option that a reply names; the words that opened the assistant's turn belong to it."""
-    if isinstance(pair.context, EncodedImage):
-        return extract_answer(reply, "choice", ("Image A", "Image B"))
-    return extract_answer(f"{SELECTION_PREFILL['text']} {reply}", "choice", ("Context A", "Context B"))
+    return selection_letter(reply, "image" if isinstance(pair.context, EncodedImage) else "text")

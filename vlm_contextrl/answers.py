@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from vlm_contextrl import expressions, matching
 from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import AnswerType
-from vlm_contextrl.prompts import Style
+from vlm_contextrl.prompts import SELECTION_PREFILL, Style
 
 SHORT_ANSWER_WORDS = 12
 MAX_ANSWER_CHARS = 1000
@@ -104,6 +105,15 @@ def score_answer(
     """Whether the completion's final answer is the right one: `extract_answer`, then `is_correct`."""
     extracted = extract_answer(completion, answer_type, options)
     return is_correct(extracted, answer, answer_type, options, tolerance)
+
+
+def selection_letter(reply: str, kind: Literal["image", "text"]) -> str | None:
+    """The context that a reply to a selection prompt names: A, B, or None when it names neither or both.
+
+    kind: of the contexts, which the prompt calls "Image A" or "Context A". The words that open the assistant's turn belong to the reply.
+    """
+    name = "Image" if kind == "image" else "Context"
+    return extract_answer(f"{SELECTION_PREFILL[kind]} {reply}".lstrip(), "choice", (f"{name} A", f"{name} B"))
 
 
 def has_format(completion: str, style: Style) -> bool:

@@ -22,13 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from vlm_contextrl.answers import score_answer
-from vlm_contextrl.prompts import SELECTION_PREFILL
+from vlm_contextrl.answers import selection_letter
 
 
 def selection_rewards(completions: Sequence[str], letter: str, kind: Literal["image", "text"]) -> list[float]:
-    """1.0 for each completion that names `letter`, the supporting context's, else 0.0. kind: of the contexts, which the prompt calls
-    "Image A" or "Context A" and whose assistant's turn it may open."""
-    names = [f"{'Image' if kind == 'image' else 'Context'} {option}" for option in "AB"]
-    opened = f"{SELECTION_PREFILL[kind]} ".lstrip()
-    return [float(score_answer(f"{opened}{text}", letter, "choice", names)) for text in completions]
+    """1.0 for each completion that names `letter`, the supporting context's, else 0.0. kind: of the contexts."""
+    return [float(selection_letter(text, kind) == letter) for text in completions]
