@@ -69,8 +69,9 @@ class ReviewTab:
         """Open what the address asks for, `?pair=ID`, or the first pair that is undecided."""
 
         def opened(session: Session, request: gr.Request) -> list[Any]:
-            self.review.open(session, request.query_params.get("pair", ""))
-            return self._rendered(session)
+            return self._after(
+                session, lambda: self.review.open(session, request.query_params.get("pair", ""))
+            )
 
         demo.load(
             opened, self.session, self.outputs, api_visibility="private", show_progress="hidden", queue=False
@@ -135,13 +136,13 @@ class ReviewTab:
 
         def usual(session: Session, key: str, name: str, event: gr.EventData) -> list[Any]:
             number = event._data.get("reason")
-            if isinstance(number, int) and 1 <= number <= len(REASONS):
-                review.decide(session, key, name, "reject", REASONS[number - 1])
-            return self._rendered(session)
+            why = REASONS[number - 1] if number in range(1, len(REASONS) + 1) else ""
+            return self._after(session, lambda: review.decide(session, key, name, "reject", why))
 
         def facet(session: Session, event: gr.EventData) -> list[Any]:
-            review.click(session, event._data.get("facet"), event._data.get("at"))
-            return self._rendered(session)
+            return self._after(
+                session, lambda: review.click(session, event._data.get("facet"), event._data.get("at"))
+            )
 
         self._on(self.next.click, self._then(lambda session: review.step(session, 1)))
         self._on(self.previous.click, self._then(lambda session: review.step(session, -1)))
@@ -162,7 +163,7 @@ class ReviewTab:
             self._then(lambda session, why: review.ask_bulk(session, "reject", why)),
             reason,
         )
-        self._on(self.confirm.click, self._then(review.confirm_bulk), who)
+        self._on(self.confirm.click, self._then(review.confirm_bulk), who, trigger_mode="once")
         self._on(self.cancel.click, self._then(review.cancel_bulk))
         self.help.click(
             None, None, None, js="() => document.querySelector('#help').showModal()", api_visibility="private"
@@ -177,19 +178,23 @@ class ReviewTab:
         )
 
     def _on(self, event: Any, handler: Handler, *inputs: Any, **options: Any) -> Any:
+        # Gradio's usual mode, "once", loses what is pressed between the new pair's appearance and the end of the event before.
+        options.setdefault("trigger_mode", "multiple")
         return event(
             handler, [self.session, *inputs], self.outputs,
             api_visibility="private", show_progress="hidden", queue=False, **options,
         )  # fmt: skip
 
     def _then(self, action: Callable[..., None]) -> Handler:
-        """The action, then everything that it may have changed."""
+        return lambda session, *values: self._after(session, lambda: action(session, *values))
 
-        def handler(session: Session, *values: Any) -> list[Any]:
-            action(session, *values)
-            return self._rendered(session)
-
-        return handler
+    def _after(self, session: Session, action: Callable[[], None]) -> list[Any]:
+        """Everything that the action may have changed; where the visitor's next action waits, that one draws it: of two answers that come
+        at once the page could keep the older."""
+        with session.turn as turn:
+            action()
+            page = self._rendered(session)
+            return [*[gr.skip()] * (len(page) - 1), page[-1]] if turn.is_awaited else page
 
     def _export(self, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008  (how Gradio hands it in)
         def watch(done: int, total: int) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,39 @@ def test_review_by_keyboard(app: tuple[Room, str], page: Page) -> None:
     page.keyboard.press("a")
     expect(page.locator("#card h2")).to_contain_text("Nothing is left")
     assert states(room)[4] == "accepted"
+
+
+def test_quick_presses_are_answered_one_by_one(
+    app: tuple[Room, str], page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first page after each start of the clock takes long: the next press comes while it is drawn, and its own page is quick."""
+    from playwright.sync_api import expect
+
+    from vlm_contextrl.app import review_tab
+
+    room, address = app
+    opened(page, address)
+    drawn, waits = review_tab.rendered, [0.6, 0.0, 0.0]
+
+    def slow_at_first(*args: Any) -> list[Any]:
+        found = drawn(*args)
+        time.sleep(waits.pop(0) if waits else 0)
+        return found
+
+    monkeypatch.setattr(review_tab, "rendered", slow_at_first)
+    for _ in range(3):
+        page.keyboard.press("j")
+        page.wait_for_timeout(100)
+    is_shown(page, "n3")
+    page.wait_for_timeout(300)
+    is_shown(page, "n3")
+    waits[:] = [0.6, 0.0]
+    page.keyboard.press("a")
+    page.wait_for_timeout(100)
+    page.keyboard.press("a")  # on a pair that nobody has seen yet
+    expect(page.locator("#status .failed")).to_contain_text("the pair had changed")
+    is_shown(page, "n4")
+    assert states(room) == [*["undecided"] * 3, "accepted", *["undecided"] * 3]
 
 
 def test_a_rejection_without_a_reason_is_not_made(app: tuple[Room, str], page: Page) -> None:
