@@ -145,7 +145,7 @@ class Catalogue:
                 file,
                 {
                     "examined": self.examined,
-                    "faults": {str(index): fault for index, fault in self.faults.items()},
+                    "faults": {str(index): fault for index, fault in dict(self.faults).items()},
                     "changed_fraction": {
                         str(i): float(changed[i]) for i in np.flatnonzero(~np.isnan(changed))
                     },

@@ -74,8 +74,8 @@ class SelectionTab:
         result = gr.HTML(elem_id="ask-result", apply_default_css=False)
         outputs = [viewer, question, result, status]
         asked: list[dict[str, Any]] = [
-            ask.click(self._ask, self.pair, outputs, **_ASKING),
-            self.pair.submit(self._ask, self.pair, outputs, **_ASKING),
+            ask.click(self._ask, [session, self.pair], outputs, **_ASKING),
+            self.pair.submit(self._ask, [session, self.pair], outputs, **_ASKING),
             ask_own.click(self._ask_own, [query, answer, other, context, confounder], outputs, **_ASKING),
         ]
         cancel.click(
@@ -100,8 +100,10 @@ class SelectionTab:
         """The pair under review, until one was named here."""
         return name if session.at is None else self._review.catalogue.ids[session.at]
 
-    def _ask(self, name: str) -> Iterator[Values]:
-        index = self._review.catalogue.by_id.get(str(name).strip())
+    def _ask(self, session: Session, name: str) -> Iterator[Values]:
+        """About the pair of this name, or the one under review when none is named (yet)."""
+        name = str(name).strip() or self._taken_over(session, "")
+        index = self._review.catalogue.by_id.get(name)
         if index is None:
             yield None, "", "", cards.status(f"there is no pair {name!r:.80} in this dataset", failed=True)
             return

@@ -2,7 +2,8 @@
 
 Exactly one of `model`, `endpoint` and `function` is named. Answers are a function of the seed and the prompt's key, as far as the one
 asked keeps to its seed (a local model and a function do). An endpoint that cannot be reached stops the run with one line, and the run goes
-on where it was when the command is given again: a failure is never an answer.
+on where it was when the command is given again: a failure is never an answer. A prompt that an endpoint refuses while it takes others
+(too long, a content filter) stops nothing: its row is rejected.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,8 +24,10 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import Field, model_validator
 
-from vlm_contextrl.chat_endpoint import message_text, post_chat
+from vlm_contextrl.chat_endpoint import Outcome, message_text, post_chat
 from vlm_contextrl.config import ModelSettings, Record
+from vlm_contextrl.data_recipes.fingerprints import folder_fingerprint
+from vlm_contextrl.devices import check_device
 from vlm_contextrl.errors import ConfigError, InputError, first_line
 from vlm_contextrl.images import IMAGE_FORMATS
 from vlm_contextrl.pairs import EncodedImage
@@ -38,10 +41,23 @@ class Prompt(NamedTuple):
     images: tuple[EncodedImage, ...] = ()
 
 
+class Refusal(NamedTuple):
+    """In place of answers: the endpoint does not take this prompt."""
+
+    why: str
+
+
+Answers = list[str] | Refusal
+
+
 class Assistant(Protocol):
     """What answers prompts. Picklable; loads what it needs when it is first asked."""
 
-    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
+    @property
+    def revision(self) -> str | None:
+        """What exactly answers: a commit of the hub, or a fingerprint of a folder or a function's file. None: an endpoint does not say."""
+
+    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> Sequence[Answers]:
         """n answers to each prompt."""
 
 
@@ -149,9 +165,24 @@ class LocalAssistant:
         from vlm_contextrl.models import load_policy
 
         assert self.settings.model is not None
+        check_device(self.settings.device, f"device of {self.settings.model.path}")
         return load_policy(self.settings.model, self.settings.device, trainable=False).eval()
 
-    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
+    @cached_property
+    def revision(self) -> str | None:
+        """As in `Assistant`; the model is loaded for the commit of a hub id."""
+        from vlm_contextrl.models import resolve
+
+        model = self.settings.model
+        assert model is not None
+        folders = [Path(resolve(name)) for name in (model.path, model.adapter) if name]
+        if all(folder.is_dir() for folder in folders):
+            return folder_fingerprint(*folders)
+        commit = getattr(self.policy.model.config, "_commit_hash", None) or model.revision
+        own = f" with {folder_fingerprint(folders[1])}" if model.adapter and folders[1].is_dir() else ""
+        return f"{commit}{own}" if commit else None
+
+    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[Answers]:
         """n answers to each prompt."""
         from vlm_contextrl.models import autocast
         from vlm_contextrl.prompts import vqa_messages
@@ -184,10 +215,16 @@ class FunctionAssistant:
 
     settings: AssistantSettings
 
-    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
+    @property
+    def revision(self) -> str | None:
+        """Of the file that the function comes from."""
+        source = _source(self.settings.function or "")
+        return f"source-{hashlib.sha256(source).hexdigest()[:16]}" if source else None
+
+    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[Answers]:
         """n answers to each prompt."""
         function = _function(self.settings.function or "")
-        answers = []
+        answers: list[Answers] = []
         for prompt in prompts:
             images = [image.decode(f"{prompt.key}, image {i}") for i, image in enumerate(prompt.images)]
             answers.append([self._answer(function, prompt, images, i) for i in range(n)])
@@ -231,8 +268,10 @@ class EndpointAssistant:
     """An OpenAI-compatible server; vLLM and others speak its protocol."""
 
     settings: AssistantSettings
+    has_answered: bool = field(default=False, init=False)  # in this process
+    revision: str | None = field(default=None, init=False)
 
-    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
+    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[Answers]:
         """n answers to each prompt, each a request of its own: not every server samples several at once."""
         import httpx
 
@@ -244,12 +283,30 @@ class EndpointAssistant:
             ThreadPoolExecutor(self.settings.requests_at_once) as threads,
         ):
             answers = list(threads.map(lambda one: self._answer(client, *one), asked))
-        return [answers[at : at + n] for at in range(0, len(answers), n)]
+        return [_together(answers[at : at + n]) for at in range(0, len(answers), n)]
 
-    def _answer(self, client: Any, prompt: Prompt, sample: int) -> str:
+    def _answer(self, client: Any, prompt: Prompt, sample: int) -> str | Refusal:
+        outcome = self._post(client, prompt, sample)
+        if outcome.response is not None:
+            self.has_answered = True
+            return _content(outcome.response, self._url)
+        if outcome.may_be_the_prompt and (self.has_answered or self._takes_another(client)):
+            return Refusal(outcome.problem)
+        raise InputError(
+            f"{self._url}: {outcome.problem} (prompt {prompt.key}); mend the endpoint and give the command again to go on"
+        )
+
+    def _takes_another(self, client: Any) -> bool:
+        """Whether the endpoint answers a prompt that nothing is wrong with, so that it was the prompt and not the request's form."""
+        easy = Prompt("easy", "Answer with the word yes.")
+        self.has_answered = self._post(client, easy, 0).response is not None
+        return self.has_answered
+
+    def _post(self, client: Any, prompt: Prompt, sample: int) -> Outcome:
+        """What came of the last try."""
         import httpx
 
-        settings, url = self.settings, f"{(self.settings.endpoint or '').rstrip('/')}/chat/completions"
+        settings = self.settings
         content = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in prompt.images]
         request = {
             "model": settings.endpoint_model,
@@ -258,7 +315,7 @@ class EndpointAssistant:
             "temperature": settings.temperature,
             "seed": seed_of(settings, prompt.key, sample) % 2**31,
         }
-        problem = ""
+        outcome = Outcome()
         for attempt in range(settings.retries + 1):
             if attempt:
                 time.sleep(min(2.0 ** (attempt - 1), 30.0))
@@ -268,14 +325,19 @@ class EndpointAssistant:
                 raise ConfigError(
                     f"endpoint {settings.endpoint!r}: {first_line(error)}; expected a URL"
                 ) from error
-            if outcome.response is not None:
-                return _content(outcome.response, url)
-            problem = outcome.problem
-            if not outcome.may_help_again:
+            if outcome.response is not None or not outcome.may_help_again:
                 break
-        raise InputError(
-            f"{url}: {problem} (prompt {prompt.key}); mend the endpoint and give the command again to go on"
-        )
+        return outcome
+
+    @property
+    def _url(self) -> str:
+        return f"{(self.settings.endpoint or '').rstrip('/')}/chat/completions"
+
+
+def _together(answers: Sequence[str | Refusal]) -> Answers:
+    """The samples of one prompt, or the first refusal of them."""
+    said = [answer for answer in answers if isinstance(answer, str)]
+    return next((answer for answer in answers if isinstance(answer, Refusal)), said)
 
 
 def _content(response: Any, url: str) -> str:

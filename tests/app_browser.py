@@ -37,6 +37,7 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "")  # "" of data: and blob:
 def browser() -> Iterator[Browser]:
     """Headless Chromium, one for the whole run."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+    playwright.expect.set_options(timeout=30_000)
     with playwright.sync_playwright() as started:
         executable = _executable(started.chromium.executable_path)
         as_root = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -64,8 +65,10 @@ def watched_page(browser: Browser, **context: Any) -> Iterator[Page]:
     page.on("request", lambda request: outside.append(request.url) if _is_outside(request.url) else None)
     page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    opened.close()
+    try:
+        yield page
+    finally:
+        opened.close()
     assert not outside, f"requests to the outside: {outside}"
     assert not errors, f"errors in the console: {errors}"
 
@@ -92,17 +95,17 @@ def serving(application: Any) -> Iterator[str]:
     """The address of an ASGI application, served on a free port of the loopback by a thread of its own."""
     import uvicorn
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        assert thread.is_alive(), "the server ended"
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(timeout=20)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(application, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        try:
+            deadline = time.monotonic() + 60
+            while not server.started:
+                assert thread.is_alive(), "the server ended"
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 Reply = Callable[[dict[str, Any], int], tuple[int, str]]  # request and its number -> status and body
@@ -22,10 +22,16 @@ class ChatServer(ThreadingHTTPServer):
         self.reply = reply
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.ending = Event()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def late(self, request: dict[str, Any], number: int) -> tuple[int, str]:
+        """A reply that does not come before the test is over."""
+        self.ending.wait(600)
+        return 200, ""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,6 +63,7 @@ def serving(reply: Reply) -> Iterator[ChatServer]:
     try:
         yield server
     finally:
+        server.ending.set()
         server.shutdown()
         thread.join()
         server.server_close()

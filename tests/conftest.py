@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,14 @@ os.environ.update(
     HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false"
 )
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_left() -> Iterator[None]:
+    """Ray's processes would run beside all tests that follow."""
+    yield
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,7 @@ def unfolded(page: Page, address: str, tab: str, query: str = "") -> None:
         page.locator("#accept-all").click()
         expect(page.locator("#confirm")).to_be_visible()
     elif tab == "Selection":
+        expect(page.locator("#selection-pair input, #selection-pair textarea")).to_have_value("n0")
         page.locator("#own").get_by_role("button").first.click()
         page.locator("#ask").click()
         expect(page.locator("#ask-status")).to_contain_text("asked in both orders", timeout=60_000)

@@ -169,5 +169,5 @@ def test_tabs(address: str, run: Path, page: Page) -> None:
     expect(report.get_by_role("heading", name="Run small")).to_be_visible()
     expect(page.locator("#run-words")).to_contain_text("Step 5 of 8")
     append(run, "metrics", torn='ard_mean": 0.6}\n')  # the run goes on
-    expect(page.locator("#run-words")).to_contain_text("Step 6 of 8", timeout=15_000)
-    expect(report.get_by_text("Step 6 of 8")).to_be_visible(timeout=15_000)
+    expect(page.locator("#run-words")).to_contain_text("Step 6 of 8")
+    expect(report.get_by_text("Step 6 of 8")).to_be_visible()

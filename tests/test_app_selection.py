@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,12 +155,15 @@ def address(tmp_path_factory: pytest.TempPathFactory, adapters: list[Path]) -> I
     room.close()
 
 
-def open_tab(page: Page, address: str, query: str = "") -> None:
+def open_tab(page: Page, address: str, name: str = "n0", has_model: bool = True) -> None:
+    """The tab on a pair, whose name it takes over."""
     from playwright.sync_api import expect
 
-    page.goto(address + query)
+    page.goto(f"{address}?pair={name}")
     expect(page.locator("#card .tags a")).to_be_visible()
     page.get_by_role("tab", name="Selection").click()
+    if has_model:
+        expect(page.locator("#selection-pair input, #selection-pair textarea")).to_have_value(name)
 
 
 def png(image: Image.Image) -> bytes:
@@ -179,8 +183,7 @@ def bomb(side_px: int) -> bytes:
 def test_a_model_and_an_adapter_choose_in_both_orders(address: str, page: Page) -> None:
     from playwright.sync_api import expect
 
-    open_tab(page, address, "?pair=n1")
-    expect(page.locator("#selection-pair input, #selection-pair textarea")).to_have_value("n1")
+    open_tab(page, address, "n1")
     page.locator("#ask").click()
     expect(page.locator("#ask-status")).to_contain_text("asked in both orders", timeout=WAIT_MS)
     table = page.locator("#ask-result table")
@@ -216,7 +219,7 @@ def upload(page: Page, side: str, name: str, data: bytes) -> None:
     page.locator(f"#own-{side} input[type=file]").set_input_files(
         {"name": name, "mimeType": "image/png", "buffer": data}
     )
-    expect(page.locator(f"#own-{side}")).to_contain_text(name.rpartition(".")[2], timeout=20_000)
+    expect(page.locator(f"#own-{side}")).to_contain_text(name.rpartition(".")[2])
 
 
 @pytest.mark.slow
@@ -245,7 +248,7 @@ def test_uploads_that_are_no_pictures_are_refused(
     page.locator("#own-query input, #own-query textarea").fill("Which?")
     page.locator("#own-answer input, #own-answer textarea").fill("red")
     page.locator("#ask-own").click()
-    expect(page.locator("#ask-status .failed")).to_contain_text(said, timeout=20_000)
+    expect(page.locator("#ask-status .failed")).to_contain_text(said)
     assert page.locator("#ask-result table").count() == 0
 
 
@@ -266,9 +269,9 @@ def test_asking_can_be_cancelled(address: str, browser: Any, monkeypatch: pytest
 
     monkeypatch.setattr(chooser, "_option_logits", slow)
     with watched_page(browser) as page:
-        open_tab(page, address, "?pair=n0")
+        open_tab(page, address)
         page.locator("#ask").click()
-        expect(page.locator("#ask-status")).to_contain_text("2 of 8", timeout=WAIT_MS)
+        expect(page.locator("#ask-status")).to_contain_text(re.compile(r"[2-7] of 8"), timeout=WAIT_MS)
         page.locator("#ask-cancel").click()
         expect(page.locator("#ask-status")).to_contain_text("cancelled")
         page.wait_for_timeout(4000)
@@ -285,7 +288,7 @@ def test_without_a_model_the_tab_says_how_to_load_one(tmp_path: Path, browser: A
 
     room = open_room(AppSettings(pairs=write_pairs(tmp_path / "pairs", [colour_pair(0)])))
     with serving(application(room)) as address, watched_page(browser) as page:
-        open_tab(page, address)
+        open_tab(page, address, has_model=False)
         expect(page.locator("#no-model")).to_contain_text("--model tinyvl")
         page.goto("about:blank")
     room.close()

@@ -140,6 +140,7 @@ def test_difference_by_hand(page: Page, address: str) -> None:
     assert canvas.get_attribute("aria-label") == caption.inner_text()
     choose(show(page, address, "noise"), "difference")
     set_slider(page, page.locator("[data-key=noise]"), "sensitivity", "Home")
+    page.locator("[data-key=noise] .c figcaption").get_by_text(f"Difference {TIMES} 1;").wait_for()
     context, confounder = (array(image).astype(int) for image in PAIRS["noise"])
     assert np.array_equal(read_back(page.locator("[data-key=noise] canvas")), np.abs(context - confounder))
 

@@ -65,9 +65,16 @@ def flips(viewer: Locator) -> int:
 def test_blink_shows_each_picture_and_pauses(page: Page, address: str) -> None:
     viewer = show(page, address, "noise")
     page.keyboard.press("b")
-    for seen, hidden in ("ba", "ab"):
-        page.locator(f"[data-key=noise][data-seen={seen}]").wait_for(timeout=5000)
-        assert viewer.locator(f"figure.{hidden}").is_hidden()
+    for seen in "ba":
+        visible = page.wait_for_function(  # in one look: the next flip comes soon
+            """(seen) => {
+              const figures = document.querySelectorAll(`[data-key=noise][data-seen=${seen}] figure`);
+              const visible = [...figures].filter((figure) => figure.checkVisibility({ visibilityProperty: true }));
+              return figures.length && visible.map((figure) => figure.className);
+            }""",
+            arg=seen,
+        )
+        assert visible.json_value() == [seen]
     pause = viewer.locator("[data-blink=play]")
     pause.focus()
     page.keyboard.press("Enter")
@@ -75,7 +82,7 @@ def test_blink_shows_each_picture_and_pauses(page: Page, address: str) -> None:
     at_rest = viewer.get_attribute("data-seen")
     assert flips(viewer) == 0
     page.keyboard.press("Enter")
-    page.locator(f"[data-key=noise][data-seen={'b' if at_rest == 'a' else 'a'}]").wait_for(timeout=5000)
+    page.locator(f"[data-key=noise][data-seen={'b' if at_rest == 'a' else 'a'}]").wait_for()
 
 
 def test_reduced_motion_stops_blinking(browser: Browser, address: str) -> None:

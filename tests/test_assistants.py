@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,13 @@ from PIL import Image
 from tests.tiny_models import noise_image
 from vlm_contextrl.config import load_config
 from vlm_contextrl.data_recipes import assistants
-from vlm_contextrl.data_recipes.assistants import AssistantSettings, Prompt, assistant, seed_of
+from vlm_contextrl.data_recipes.assistants import (
+    AssistantSettings,
+    Prompt,
+    Refusal,
+    assistant,
+    seed_of,
+)
 from vlm_contextrl.errors import ConfigError, InputError
 from vlm_contextrl.pairs import EncodedImage
 
@@ -28,11 +35,12 @@ class Server:
     """An OpenAI-compatible server for one model. `replies` are given in turn, then it says what it was asked."""
 
     def __init__(self) -> None:
-        self.replies: list[Reply | None] = []  # None: no answer for a while
+        self.replies: list[Reply | None] = []  # None: no answer before the test is over
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.patience = threading.Event()
+        self.trickles = False
         self.lock = threading.Lock()
         outer = self
 
@@ -48,8 +56,17 @@ class Server:
                         if outer.replies
                         else said(request["messages"][0]["content"][-1]["text"])
                     )
+                if outer.trickles:
+                    self.send_response(200)
+                    self.send_header("Content-Length", "10000")
+                    self.end_headers()
+                    while not outer.patience.wait(0.1):
+                        try:
+                            self.wfile.write(b" ")
+                        except OSError:  # the one who asked has gone
+                            return
                 if reply is None:
-                    outer.patience.wait(5)
+                    outer.patience.wait(600)
                     return
                 status, body = reply
                 self.send_response(status)
@@ -161,19 +178,44 @@ def test_gives_up(server: Server, pauses: list[float]) -> None:
     ("status", "body"), [(400, "no such parameter"), (401, "no key"), (404, '{"error": "no such model"}')]
 )
 def test_what_trying_again_does_not_mend(server: Server, pauses: list[float], status: int, body: str) -> None:
-    server.replies = [(status, body)]
-    with pytest.raises(InputError, match=f"status {status}: "):
+    """A 400 could be the prompt's fault, so another one is tried before the run stops."""
+    server.replies = [(status, body)] * 2
+    with pytest.raises(InputError, match=rf"status {status}: .* \(prompt a\)"):
         ask(server, [Prompt("a", "Which?")])
-    assert (pauses, len(server.requests)) == ([], 1)
+    assert (pauses, len(server.requests)) == ([], 2 if status == 400 else 1)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_prompt_that_is_refused_stops_nothing(server: Server, pauses: list[float], status: int) -> None:
+    """The second prompt is too long for the server, which takes the others; so is the first of the next run, with nothing answered yet."""
+    refused = Refusal(f"status {status}: too long")
+    server.replies = [said("yes"), (status, "too long"), said("no")]
+    prompts = [Prompt("a", "Which?"), Prompt("b", "Which?"), Prompt("c", "Which?")]
+    assert ask(server, prompts, requests_at_once=1) == [["yes"], refused, ["no"]]
+    server.replies = [(status, "too long"), said("Yes.")]
+    server.requests.clear()
+    assert ask(server, prompts[:1]) == [refused]
+    assert [r["messages"][0]["content"][-1]["text"] for r in server.requests] == [
+        "Which?",
+        "Answer with the word yes.",
+    ]
+    assert pauses == []
+
+
+def test_patience_is_for_the_whole_reply(server: Server, pauses: list[float]) -> None:
+    """A byte every 0.1 s is no answer, though each of them comes in time."""
+    server.trickles = True
+    with pytest.raises(InputError, match=r"no answer within 0.5 s \(prompt a\)"):
+        ask(server, [Prompt("a", "Which?")], retries=0, timeout_s=0.5)
 
 
 def test_time_out(server: Server, pauses: list[float]) -> None:
     server.replies = [None, None]
-    with pytest.raises(InputError, match=r"no answer within 0.2 s \(prompt a\)"):
-        ask(server, [Prompt("a", "Which?")], retries=1, timeout_s=0.2)
+    with pytest.raises(InputError, match=r"no answer within 0.5 s \(prompt a\)"):
+        ask(server, [Prompt("a", "Which?")], retries=1, timeout_s=0.5)
     assert pauses == [1.0]
     server.replies = [None]
-    assert ask(server, [Prompt("a", "Which?")], retries=1, timeout_s=0.2) == [["Which?"]]
+    assert ask(server, [Prompt("a", "Which?")], retries=1, timeout_s=2) == [["Which?"]]
 
 
 def test_nobody_there(server: Server, pauses: list[float]) -> None:
@@ -249,6 +291,21 @@ def test_patience_settles_no_answer() -> None:
     dumps = [AssistantSettings.model_validate(settings | more).model_dump() for more in ({}, patient)]
     assert dumps[0] == dumps[1]
     assert AssistantSettings.model_validate(settings | patient).timeout_s == 9
+
+
+def test_revisions_for_provenance(tmp_path: Path) -> None:
+    """A folder's by its files, a function's by its source; an endpoint tells none."""
+
+    def revision(**settings: Any) -> str | None:
+        return assistant(AssistantSettings.model_validate(settings)).revision
+
+    tinyvl = revision(model={"path": "tinyvl"})
+    assert tinyvl is not None
+    assert re.fullmatch("folder-[0-9a-f]{16}", tinyvl)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert revision(model={"path": "tinyvl", "adapter": str(tmp_path)}) != tinyvl
+    assert str(revision(function="tests.tiny_editors:look")).startswith("source-")
+    assert revision(endpoint="http://x/v1", endpoint_model="m") is None
 
 
 def test_names_for_provenance() -> None:

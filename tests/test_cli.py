@@ -19,25 +19,89 @@ import typer
 from vlm_contextrl import __version__, result_files
 from vlm_contextrl.cli import app, main
 from vlm_contextrl.commands import training
+from vlm_contextrl.commands.arguments import SETTINGS
 from vlm_contextrl.errors import DataError, InputError
 
 COMMANDS = {
     "": ["--version"],
     "pairs": [],
-    "pairs render": ["KEY=VALUE", "--out", "--config", "--json"],
-    "pairs edit": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
-    "pairs retrieve": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
-    "pairs trajectories": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
-    "pairs verify": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
-    "pairs difficulty": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
-    "pairs dedupe": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
-    "pairs decontaminate": ["--input", "--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
-    "pairs compose": ["--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers"],
+    "pairs render": ["KEY=VALUE", "--out", "--config", "--json", "--settings"],
+    "pairs edit": [
+        "--input",
+        "--out",
+        "KEY=VALUE",
+        "--config",
+        "--json",
+        "--engine",
+        "--workers",
+        "--settings",
+    ],
+    "pairs retrieve": [
+        "--input",
+        "--out",
+        "KEY=VALUE",
+        "--config",
+        "--json",
+        "--engine",
+        "--workers",
+        "--settings",
+    ],
+    "pairs trajectories": [
+        "--input",
+        "--out",
+        "KEY=VALUE",
+        "--config",
+        "--json",
+        "--engine",
+        "--workers",
+        "--settings",
+    ],
+    "pairs verify": [
+        "--input",
+        "--out",
+        "KEY=VALUE",
+        "--config",
+        "--json",
+        "--engine",
+        "--workers",
+        "--settings",
+    ],
+    "pairs difficulty": [
+        "--input",
+        "--out",
+        "KEY=VALUE",
+        "--config",
+        "--json",
+        "--engine",
+        "--workers",
+        "--settings",
+    ],
+    "pairs dedupe": [
+        "--input",
+        "--out",
+        "KEY=VALUE",
+        "--config",
+        "--json",
+        "--engine",
+        "--workers",
+        "--settings",
+    ],
+    "pairs decontaminate": [
+        "--input",
+        "--out",
+        "KEY=VALUE",
+        "--config",
+        "--json",
+        "--engine",
+        "--workers",
+        "--settings",
+    ],
+    "pairs compose": ["--out", "KEY=VALUE", "--config", "--json", "--engine", "--workers", "--settings"],
     "pairs import": ["--input", "--out", "--rows", "--licence", "--json"],
     "pairs export": ["--input", "--out", "--to", "--seed", "--style", "--json"],
     "pairs split": ["--input", "--out", "--fractions", "--seed", "--json"],
     "pairs stats": ["--input", "--json", "--html", "--sheet"],
-    "train": ["CONFIG", "KEY=VALUE", "--out", "--resume"],
+    "train": ["CONFIG", "KEY=VALUE", "--out", "--resume", "--settings"],
     "merge": ["--model", "--adapter", "--out", "--dtype"],
     "probe": [
         "--model",
@@ -89,7 +153,7 @@ COMMANDS = {
         "--shown",
         "--allow-different-settings",
     ],
-    "study": ["CONFIG", "KEY=VALUE", "--out", "--quick", "--json"],
+    "study": ["CONFIG", "KEY=VALUE", "--out", "--quick", "--json", "--settings"],
     "app": [
         "--pairs",
         "--model",
@@ -109,7 +173,7 @@ COMMANDS = {
     "bench memory": ["CONFIG", "KEY=VALUE", "--json", "--measure"],
     "bench app": ["--json", "--pairs", "--side-px"],
     "bench retrieve": ["--json", "--rows", "--dimensions", "--side-rows"],
-    "tinyvl build": ["KEY=VALUE", "--out", "--config"],
+    "tinyvl build": ["KEY=VALUE", "--out", "--config", "--settings"],
 }
 INTERVAL = {"value", "n", "low", "high"}
 
@@ -460,3 +524,18 @@ def test_results_may_go_into_a_pipe(tmp_path: Path) -> None:
 def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         result_files.write_json(tmp_path / ("x" * 300), {})
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_settings_are_listed(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command alone: nothing else need be given."""
+    group = next(name for name in COMMANDS if name.split()[-1:] == [command]).split()
+    monkeypatch.setattr(sys, "argv", ["vlm-contextrl", *group, "--settings"])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert not exited.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["setting", "default", "meaning"]
+    assert len(lines) > 6

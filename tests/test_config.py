@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from vlm_contextrl.config import PolicyTerm, RunConfig, SelectionTerm, load_config, validate
 from vlm_contextrl.errors import ConfigError
+from vlm_contextrl.records import Record, describe
 
 MINIMAL = """\
 name: run
@@ -256,3 +257,27 @@ def test_top_level_must_be_a_mapping(tmp_path: Path) -> None:
 
 def test_empty_file_is_an_empty_configuration(tmp_path: Path) -> None:
     assert "name is missing" in refusal(tmp_path, text="")
+
+
+# ---------------------------------------------------------------- description
+
+
+class Inner(Record):
+    depth: int = Field(3, description="how deep")
+
+
+class Outer(Record):
+    name: str
+    inner: Inner = Inner(depth=4)
+    other: Inner | None = Field(None, description="another one")
+    many: list[Inner] = Field([])
+
+
+def test_settings_are_described_with_their_defaults() -> None:
+    assert list(describe(Outer)) == [
+        ("name", "(needed)", ""),
+        ("inner.depth", "4", "how deep"),
+        ("other", "null", "another one"),
+        ("other.depth", "3", "how deep"),
+        ("many", "[]", ""),
+    ]

@@ -226,7 +226,10 @@ def test_bad_input(tmp_path: Path) -> None:
 
     fails(r"gone: no such folder, expected one of benchmark images", tmp_path / "gone")
     fails(r"empty: holds no image and no question", tmp_path / "empty")
-    fails(r"nothing to write, all 1 rows were rejected, the first was 'a': benchmark_image", tmp_path / "in")
+    fails(
+        r"nothing was kept, all 1 inputs were rejected \(benchmark_image 1\), e.g. 'a': benchmark_image",
+        tmp_path / "in",
+    )
     with pytest.raises(ConfigError, match=r"against is missing$"):
         load_config(DecontaminateConfig, None, [])
     with pytest.raises(ConfigError, match=r"against: List should have at least 1 item"):

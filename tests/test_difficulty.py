@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.tiny_models import image_pair, question, tiny_policy
 from vlm_contextrl.config import load_config
-from vlm_contextrl.data_recipes.assistants import Prompt
+from vlm_contextrl.data_recipes.assistants import Answers, Prompt, Refusal
 from vlm_contextrl.data_recipes.curate.difficulty import DifficultyConfig, RatePairs, RateQuestions, run
 from vlm_contextrl.data_recipes.pipeline import Engine, Outcome
 from vlm_contextrl.errors import ConfigError, DataError
@@ -31,6 +31,8 @@ TINY = {"model": {"path": "tinyvl"}, "max_new_tokens": 8}
 
 class Scripted:
     """Right in the first r of n answers to row q<r>."""
+
+    revision = "script-1"
 
     def __init__(self) -> None:
         self.asked: list[Prompt] = []
@@ -56,9 +58,25 @@ def test_pass_rates_by_hand() -> None:
     assert reasons[1:8] == [""] * 7
     verdicts = [outcome.rows[0].verdicts["difficulty"] for outcome in outcomes[1:8]]
     assert [verdict["pass_rate"] for verdict in verdicts] == [n / 8 for n in range(1, 8)]
-    assert {(verdict["samples"], verdict["name"]) for verdict in verdicts} == {(8, "a:b")}
+    told = {(verdict["samples"], verdict["name"], verdict["revision"]) for verdict in verdicts}
+    assert told == {(8, "a:b", "script-1")}
     assert asked[0].text == vqa_messages("How many?")[0]["content"][-1]["text"]
     assert asked[3].images == question(3).images
+
+
+def test_a_refused_prompt_rejects_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = Scripted.ask
+
+    def ask(self: Scripted, prompts: Sequence[Prompt], n: int = 1) -> list[Answers]:
+        return [Refusal("status 400: too long"), *answered(self, prompts[1:], n)]
+
+    monkeypatch.setattr(Scripted, "ask", ask)
+    outcomes, _ = rated([question(n) for n in range(1, 4)])
+    assert [outcome.reason for outcome in outcomes] == [
+        "assistant_refused: status 400: too long, expected an answer",
+        "",
+        "",
+    ]
 
 
 def test_ends_of_the_band_are_in_it() -> None:
@@ -92,7 +110,7 @@ class WrittenDown:
 
 def rate_pairs(policy: Any) -> RatePairs:
     step = RatePairs(DifficultyConfig.model_validate({"assistant": TINY}))
-    step.model = SimpleNamespace(policy=policy)  # type: ignore[assignment]
+    step.model = SimpleNamespace(policy=policy, revision="commit-1")  # type: ignore[assignment]
     return step
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,11 +36,8 @@ QUICK = (("qwen2_5_vl", "lora"), ("qwen3_vl", "full_vision_checkpointed"))
 
 def torchrun(*arguments: object, n: int = 2) -> subprocess.CompletedProcess[str]:
     """Start n processes and wait for them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", n]
-    command += ["--master_addr", "127.0.0.1", "--master_port", port, *arguments]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
+    command += ["--nproc_per_node", n, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True, timeout=600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.tiny_editors import VERIFIER, WRITER, blank_question, edit_with_a_kill, open_painter, rejects
 from vlm_contextrl.config import load_config
+from vlm_contextrl.data_recipes.assistants import Answers, Prompt, Refusal
 from vlm_contextrl.data_recipes.edit import EditConfig, recipe, run
 from vlm_contextrl.data_recipes.edit.recipe import EditStep, made_smaller
 from vlm_contextrl.data_recipes.pipeline import Engine
@@ -168,6 +170,25 @@ def test_a_verifier_must_see_both_answers() -> None:
         assert codes.keys() == {"right_on_confounder", "wrong_on_context"}
 
 
+def test_a_refused_prompt_rejects_its_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer's endpoint takes every prompt but the second."""
+    step = EditStep(config(), open_painter(config().editor))
+    ask = step.writer.ask
+
+    def refuses(prompts: Sequence[Prompt], n: int = 1) -> list[Answers]:
+        answers = list(ask(prompts, n))
+        answers[1] = Refusal("status 400: filtered")
+        return answers
+
+    monkeypatch.setattr(step.writer, "ask", refuses)
+    outcomes = step([blank_question(n) for n in range(3)])
+    assert [outcome.reason for outcome in outcomes] == [
+        "",
+        "writer_refused: status 400: filtered, expected a proposal",
+        "",
+    ]
+
+
 def test_a_verifier_that_sees_a_third_answer_on_the_edited_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says 7 on the original and 9 on the edited picture, where the writer promised 8: refused on either side, with either code."""
     monkeypatch.setattr(
@@ -225,7 +246,7 @@ def test_rows_without_a_licence_are_refused_and_counted(tmp_path: Path) -> None:
 def test_nothing_kept_is_an_error(tmp_path: Path) -> None:
     folder = questions(tmp_path, [blank_question(n, "How many? [silent]") for n in range(2)])
     with pytest.raises(
-        DataError, match=r"all 2 rows were rejected, the first was 'q000': writer_no_object: "
+        DataError, match=r"all 2 inputs were rejected \(writer_no_object 2\), e.g. 'q000': writer_no_object: "
     ):
         run(config(), folder, tmp_path / "out", Engine())
     assert not (tmp_path / "out").exists()
@@ -252,7 +273,7 @@ def test_a_local_model_as_writer(tmp_path: Path, tiny_model_folder: Path) -> Non
     folder = questions(tmp_path, [blank_question(n) for n in range(2)])
     writer = {"model": {"path": str(tiny_model_folder)}, "max_new_tokens": 4}
     with pytest.raises(
-        DataError, match=r"all 2 rows were rejected, the first was 'q000': writer_no_object: "
+        DataError, match=r"all 2 inputs were rejected \(writer_no_object 2\), e.g. 'q000': writer_no_object: "
     ):
         run(config(writer=writer), folder, tmp_path / "out", Engine())
 

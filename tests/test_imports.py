@@ -52,6 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "attention",
         "checkpoints",
+        "devices",
         "fused_lora",
         "log_probs",
         "merged_adapters",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.killed_runs import kill_at
+from tests.killed_runs import kill_at, wait_to_be_killed
 from vlm_contextrl.data_recipes.inputs import provenance, question_input
 from vlm_contextrl.data_recipes.pipeline import Engine, Outcome, compute_parts, reason_counts, run_step
-from vlm_contextrl.errors import DataError
+from vlm_contextrl.errors import ContextRLError, DataError
 from vlm_contextrl.pairs import QuestionRow
 from vlm_contextrl.storage import read_questions, verify_folder
 
@@ -25,10 +24,9 @@ class KeepEven:
     """Keeps rows with an even number; leaves a line per call, which shows what was computed how often."""
 
     log: Path
-    slow_s: float = 0.0
 
     def __call__(self, rows: Sequence[QuestionRow]) -> list[Outcome]:
-        time.sleep(self.slow_s)
+        wait_to_be_killed()
         with self.log.open("a") as log:
             log.write("".join(f"{row.id}\n" for row in rows))
         return [self._one(row) for row in rows]
@@ -38,6 +36,13 @@ class KeepEven:
         if number % 2:
             return Outcome(row.id, reason=f"odd: {number}, expected an even number")
         return Outcome(row.id, (replace(row, provenance=provenance(row, kept_for="being even")),))
+
+
+class KeepNone:
+    """Rejects everything."""
+
+    def __call__(self, rows: Sequence[QuestionRow]) -> list[Outcome]:
+        return [Outcome(row.id, reason="none: 0, expected 1") for row in rows]
 
 
 def run(folder: Path, out: Path, log: Path, engine: Engine = Engine(), **changed: Any) -> dict[str, Any]:  # noqa: B008  # frozen
@@ -107,7 +112,7 @@ def test_killed_and_resumed(questions_folder: Path, tmp_path: Path) -> None:
     log, parts = tmp_path / "log", tmp_path / ".out.parts"
     program = (
         "import sys; from pathlib import Path; from tests.test_pipeline import KeepEven, run; "
-        "run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), step=KeepEven(Path(sys.argv[3]), 0.3))"
+        "run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), step=KeepEven(Path(sys.argv[3])))"
     )
     arguments = [str(questions_folder), str(tmp_path / "out"), str(log)]
     finished = len(kill_at([sys.executable, "-c", program, *arguments], parts, "part-*", 2))
@@ -214,3 +219,37 @@ def test_ray_gives_the_same(questions_folder: Path, tmp_path: Path) -> None:
     found = run(questions_folder, tmp_path / "ray", log, Engine("ray", 2), step=FailsOnce(log))
     assert found["content_hash"] == expected["content_hash"]
     assert (tmp_path / "ray/rejects.jsonl").read_bytes() == (tmp_path / "local/rejects.jsonl").read_bytes()
+
+
+def test_when_nothing_is_kept_every_reason_stands_beside(questions_folder: Path, tmp_path: Path) -> None:
+    """Other settings may then be tried at the same place, and what they keep removes the file."""
+    out, file = tmp_path / "out", tmp_path / "out.rejects.jsonl"
+    told = r"out: nothing was kept, all 24 inputs were rejected \(none 24\), e.g. '.*': none: 0, expected 1; every reason stands in .*out"
+    with pytest.raises(DataError, match=told):
+        run(questions_folder, out, tmp_path / "log", step=KeepNone())
+    ids = [row.id for row in read_questions(questions_folder)]
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"id": name, "reason": "none: 0, expected 1"} for name in ids
+    ]
+    assert not out.exists()
+    assert run(questions_folder, out, tmp_path / "log", config={"a": 2})["kept"] == 12
+    assert not file.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_that_does_not_start_is_one_line(
+    questions_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    def no_start(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", no_start)
+    with pytest.raises(
+        ContextRLError,
+        match=r"^--engine ray: Ray did not start \(The current node timed out during startup\.\)",
+    ):
+        run(questions_folder, tmp_path / "ray", tmp_path / "log", Engine("ray", 2))

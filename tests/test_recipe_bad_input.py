@@ -102,6 +102,32 @@ def accepted(*settings: object) -> dict[str, str]:
     return {value["id"]: value["reason"] for value in map(json.loads, lines)}
 
 
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        ("difficulty", "assistant.device"),
+        ("verify", "verifier.assistant.device"),
+        ("retrieve", "device"),
+        ("retrieve", "encoder.device"),
+        ("edit", "editor.device"),
+        ("edit", "writer.device"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cuda:63", "gpu"])
+def test_a_device_that_is_not_here(command: str, setting: str, device: str, refused: Refused) -> None:
+    """Told at once: the editor named here would have to be fetched first."""
+    place = folder("pairs" if command in ("difficulty", "verify") else "questions")
+    asked = {
+        "difficulty": ["assistant.model.path=tinyvl"],
+        "verify": ["verifier.assistant.model.path=tinyvl", "verifier.samples=1"],
+        "retrieve": HISTOGRAM,
+        "edit": ["editor.path=nobody/nothing", "writer.model.path=tinyvl"],
+    }[command]
+    line = refused(command, "--input", place, *asked, f"{setting}={device}")
+    assert f"error: {setting}: no device {device!r} on this machine" in line
+    assert "cpu" in line
+
+
 COMMANDS: dict[str, tuple[str, list[str]]] = {
     "retrieve": ("questions", HISTOGRAM),
     "dedupe": ("questions", []),
@@ -166,13 +192,12 @@ def test_trajectories_that_cannot_be_used(refused: Refused) -> None:
     """Without a licence, and behind a link; the table of filters is not shown, for nothing came so far."""
     write_logs(Path("logs/rows.jsonl"), [smith_row("sign", license=None), smith_row("digits", license=None)])
     line = refused("trajectories", "--input", "logs")
-    assert "all 2 rows were rejected" in line
+    assert "all 2 inputs were rejected (no_licence 2)" in line
     assert (
         "no_licence: rows.jsonl: line 1 names none; expected a licence field, or licence=NAME for all" in line
     )
     Path("linked").mkdir()
     Path("linked/rows.jsonl").symlink_to("../logs/rows.jsonl")
-    shutil.rmtree(".out.parts")
     line = refused("trajectories", "--input", "linked")
     assert "'rows.jsonl': unreadable: is a link out of the folder, expected a file in it" in line
 
@@ -305,7 +330,10 @@ def test_models_that_need_code_of_their_own(refused: Refused) -> None:
     model = with_own_code(write_model_folder("qwen2_5_vl", Path("model")))
     questions = ["--input", folder("questions", n=2)]
     write_logs(Path("logs/rows.jsonl"), [smith_row("sign"), smith_row("digits")])
-    own = f"error: {tower}: model cannot be loaded: it brings its own code, which is refused; set trust_remote_code=true if you trust it"
+    own = (
+        f"error: {tower}: model cannot be loaded: it brings its own code, which is refused; "
+        "set encoder.trust_remote_code=true if you trust it"
+    )
     assert refused("retrieve", *questions, "encoder.encoder=transformers", f"encoder.path={tower}") == own
     shutil.rmtree(".out.parts")
     assert (

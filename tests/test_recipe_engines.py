@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.compose_pictures import draw_cutouts, draw_photographs
-from tests.killed_runs import command, kill_at, small_parts, started, wait_until
+from tests.killed_runs import PATIENCE_S, command, finish, kill_at, small_parts, started, wait_until
 from tests.test_dedupe import near_copy, rendered
 from tests.tiny_editors import SQUARE_PX, VERIFIER, blank_question
 from tests.trajectory_logs import smith_row
@@ -181,18 +181,17 @@ def test_two_workers_make_what_one_makes(
 def test_killed_and_given_again(
     recipe: str, stage: str, count: int, inputs: Path, unbroken: Outputs, tmp_path: Path
 ) -> None:
-    """`kill -9` in the midst of every stage, then the same command: no row twice, none missing, what was done is not done again, and
-    nothing is left of the first run."""
+    """`kill -9` in the midst of every stage, then the same command, which is killed once more a part later, and again: no row twice, none
+    missing, what was done is not done again, and nothing is left of the first runs."""
     told = command(*arguments(recipe, inputs, tmp_path / "out"))
     done = kill_at(told, tmp_path, stage, count)
     assert len(done) >= count
     assert not (tmp_path / "out").exists()
     times_ns = {path: path.stat().st_mtime_ns for path in done}
-    again = started(told)
     if ".parts" in stage:
-        wait_until(lambda: len(list(tmp_path.glob(stage))) > len(done) or (tmp_path / "out").exists(), again)
-        assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in times_ns.items() if path.exists())
-    assert again.wait() == 0
+        kill_at(told, tmp_path, stage, len(done) + 1)
+        assert {path: path.stat().st_mtime_ns for path in done} == times_ns
+    finish(told)
     assert contents(tmp_path / "out") == contents(unbroken(recipe))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -202,13 +201,15 @@ def test_killed_and_given_again(
 def test_workers_end_with_a_killed_run(inputs: Path, unbroken: Outputs, tmp_path: Path) -> None:
     """They would go on writing into the folder of the next run, and hold memory for ever."""
     told = command(*arguments("verify", inputs, tmp_path / "out"), "--workers", "2")
-    process = started(told)
-    wait_until(lambda: len(list(tmp_path.glob(".out.parts/part-*"))) >= 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process = started(told, VERIFIER_S="0.5")  # so that there is work left when they are counted
+    try:
+        wait_until(lambda: len(list(tmp_path.glob(".out.parts/part-*"))) >= 2, process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    finally:
+        process.kill()
     assert len(children) >= 2
-    process.kill()
     process.wait()
     again = started(told)
     wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), again)
-    assert again.wait() == 0
+    assert again.wait(timeout=PATIENCE_S) == 0
     assert contents(tmp_path / "out") == contents(unbroken("verify"))

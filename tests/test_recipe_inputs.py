@@ -137,12 +137,14 @@ def test_images_beside_the_rows_are_part_of_the_input(tmp_path: Path) -> None:
 def test_another_function_does_not_go_on(
     tmp_path: Path, script: Callable[[str, str], AssistantSettings]
 ) -> None:
-    """All pairs are rejected, so the work stays; a function with another source is told, not passed over."""
+    """The third pair stops the run; a function with another source is told, not passed over."""
     write_rows([pair(n, n, n + 50) for n in range(3)], tmp_path / "in", recipe="x", config={})
-    script("says", "def answer(text, images, seed): return 'no'")
-    told = {"bounds": None, "verifier": {"assistant": {"function": "says:answer"}}}
+    script(
+        "says", "def answer(text, images, seed): return 'a' if images[0].getpixel((0, 0))[0] != 2 else None"
+    )
+    told = {"bounds": None, "verifier": {"assistant": {"function": "says:answer"}}, "batch_rows": 1}
     config = validate(VerifyConfig, told, "config")
-    with pytest.raises(DataError, match="nothing to write"):
+    with pytest.raises(InputError, match="returned None, expected a text"):
         verify(config, tmp_path / "in", tmp_path / "out", Engine())
     script("says", "def answer(text, images, seed): return 'a'")
     with pytest.raises(DataError, match="unfinished work with another asked.*remove the folder"):

@@ -283,7 +283,8 @@ def test_faiss_gives_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_no_pair_at_all_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no pair found in 2 rows \(no_partner 2\); widen low and high, or look at block_by"
+        DataError,
+        match=r"nothing was kept, all 2 inputs were rejected \(no_partner 2\), .*; widen low and high, or look at block_by",
     ):
         retrieve([ask("a", bars(2), "1"), ask("b", bars(3), "2", "Other?")], tmp_path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.killed_runs import kill_at
+from tests.killed_runs import finish, kill_at
 from tests.real_rows import licence_of, with_png
 from tests.test_features_towers import write_tower
 from vlm_contextrl.cli import app
@@ -25,25 +24,19 @@ from vlm_contextrl.storage import read_manifest, read_pairs, write_rows
 
 SMALL_PARTS = {"batch_size": 4, "low": 0.0}
 
-# As the command, but in small parts and with a pause in each of the three stages, so that there is time to be killed.
-SLOW_RUN = """
-import sys, time
+# As the command, but in small parts, and it waits to be killed in each of the three stages.
+KILLABLE_RUN = """
+import sys
 from pathlib import Path
+from tests.killed_runs import killable
 from vlm_contextrl.config import validate
 from vlm_contextrl.data_recipes.features import cache, encoders
 from vlm_contextrl.data_recipes.pipeline import Engine
 from vlm_contextrl.data_recipes.retrieve import RetrieveConfig, candidates, facts, run
 
-def slowly(call):
-    def slow(*arguments):
-        time.sleep(0.05)
-        return call(*arguments)
-    return slow
-
 cache.PART_IMAGES, candidates.PART_ROWS = 4, 8
-facts.ReadFacts.__call__ = slowly(facts.ReadFacts.__call__)
-cache._EncodeNew.__call__ = slowly(cache._EncodeNew.__call__)
-candidates._Search.__call__ = slowly(candidates._Search.__call__)
+for step in (facts.ReadFacts, cache._EncodeNew, candidates._Search):
+    step.__call__ = killable(step.__call__)
 run(validate(RetrieveConfig, {"batch_size": 4, "low": 0.0}, "config"), Path(sys.argv[1]), Path(sys.argv[2]), Engine())
 """
 
@@ -94,10 +87,10 @@ def test_killed_and_run_again_is_as_unbroken(
 ) -> None:
     """kill -9 after three parts of reading, encoding and searching; the second run goes on, and the result is the same."""
     out, work = tmp_path / "pairs", tmp_path / ".pairs.parts"
-    command = [sys.executable, "-c", SLOW_RUN, str(questions), str(out)]
+    command = [sys.executable, "-c", KILLABLE_RUN, str(questions), str(out)]
     assert len(kill_at(command, work, stage, 3)) >= 3
     assert not out.exists()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    finish(command)
     assert same_dataset(out, unbroken)
     assert [path.name for path in tmp_path.iterdir()] == ["pairs"]
 

@@ -221,7 +221,7 @@ def test_a_failed_split_leaves_nothing(tmp_path: Path) -> None:
         run_split({"questions": source}, tmp_path / "out", HALVES)
     with pytest.raises(DataError, match=r"^'../up' is no name for a folder, expected one without slashes$"):
         run_split({"questions": source}, tmp_path / "out", {"../up": 1.0})
-    with pytest.raises(DataError, match=r"gone: incomplete dataset, no manifest.json"):
+    with pytest.raises(DataError, match=r"gone: no such folder, expected a dataset"):
         run_split({"questions": tmp_path / "gone"}, tmp_path / "out", HALVES)
     with pytest.raises(DataError, match=r"in: already exists, expected a new or empty folder"):
         run_split({"questions": source}, source, {"train": 1.0})

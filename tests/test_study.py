@@ -278,7 +278,7 @@ def processes_that_name(text: str) -> list[str]:
 
 
 def wait(reached: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + 20
+    until_s = time.monotonic() + 120
     while not reached():
         assert time.monotonic() < until_s
         time.sleep(0.05)

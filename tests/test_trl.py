@@ -302,19 +302,26 @@ def test_two_processes(qwen_folders: dict[str, Path], tmp_path: Path) -> None:
         "ACCELERATE_USE_CPU": "true",
     }
     code = f"from pathlib import Path; from tests.test_trl import ddp_worker; ddp_worker(Path({str(folder)!r}), Path({str(tmp_path)!r}))"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], errors[0][-3000:]
+    said = [tmp_path / f"rank{rank}.stderr" for rank in range(2)]
+    workers = []
+    try:
+        for rank in range(2):
+            with said[rank].open("w") as stderr:
+                workers.append(
+                    subprocess.Popen(
+                        [sys.executable, "-c", code],
+                        cwd=Path(__file__).parents[1],
+                        env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                        stderr=stderr,
+                        stdout=subprocess.DEVNULL,
+                    )
+                )
+        statuses = [worker.wait(timeout=600) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert statuses == [0, 0], "\n".join(file.read_text()[-3000:] for file in said)
 
     pairs, firsts = asked(0, chosen(0))
     wanted = selection_gradient(model_of(folder), folder, pairs, firsts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.tiny_models import noise_image
 from vlm_contextrl.config import load_config
-from vlm_contextrl.data_recipes.assistants import AssistantSettings, Prompt
+from vlm_contextrl.data_recipes.assistants import Answers, AssistantSettings, Prompt, Refusal
 from vlm_contextrl.data_recipes.curate.verify import (
     ExactBounds,
     Verifier,
@@ -149,18 +149,20 @@ def test_texts_have_no_pixels() -> None:
 class Scripted:
     """Gives the answers written down for (key) and remembers what it was asked."""
 
-    def __init__(self, answers: dict[str, list[str]]) -> None:
+    revision = "script-1"
+
+    def __init__(self, answers: Mapping[str, Answers]) -> None:
         self.answers = answers
         self.asked: list[Prompt] = []
 
-    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[list[str]]:
+    def ask(self, prompts: Sequence[Prompt], n: int = 1) -> list[Answers]:
         self.asked += prompts
         found = [self.answers[prompt.key] for prompt in prompts]
-        assert all(len(answers) == n for answers in found)
+        assert all(isinstance(answers, Refusal) or len(answers) == n for answers in found)
         return found
 
 
-def verifier(on_context: list[str], on_confounder: list[str], **changed: Any) -> Verifier:
+def verifier(on_context: Answers, on_confounder: Answers, **changed: Any) -> Verifier:
     settings = {"assistant": {"function": "a:b"}, "samples": len(on_context), **changed}
     made = Verifier(VerifierSettings.model_validate(settings))
     made.assistant = Scripted({"p:context": on_context, "p:confounder": on_confounder})
@@ -194,7 +196,18 @@ def test_rules(samples: int, right_on_context: int, right_on_confounder: int, co
     assert said["context_share"] == right_on_context / samples
     assert said["confounder_share"] == right_on_confounder / samples
     assert said["confounder_answer_share"] == 1 - right_on_confounder / samples
-    assert (said["name"], said["samples"], said["agreement"]) == ("a:b", samples, 0.8)
+    assert (said["name"], said["revision"]) == ("a:b", "script-1")
+    assert (said["samples"], said["agreement"]) == (samples, 0.8)
+
+
+@pytest.mark.parametrize("side", ["context", "confounder"])
+def test_a_refused_prompt_rejects_its_pair(side: str) -> None:
+    """By an endpoint that takes others; e.g. a content filter."""
+    answers: dict[str, Answers] = {"context": ["circle"], "confounder": ["square"]}
+    judge = verifier(*(answers | {side: Refusal("status 400: filtered")}).values(), samples=1)
+    assert judge.judge([pair(smooth(0), smooth(1))]) == [
+        ({}, f"verifier_refused: status 400: filtered (asked with the {side}), expected an answer")
+    ]
 
 
 def test_reason_tells_what_was_heard() -> None:

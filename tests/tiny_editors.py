@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from tests.killed_runs import kill_at, started
+from tests.killed_runs import finish, kill_at, wait_to_be_killed
 from vlm_contextrl.data_recipes.edit import EditConfig
 from vlm_contextrl.data_recipes.edit.editors import Editor, EditorSettings
 from vlm_contextrl.data_recipes.edit.writer import Box
@@ -32,12 +32,12 @@ INDEX = {"_class_name": "FluxKontextPipeline", "_diffusers_version": "0.42.0"}
 def write(text: str, images: list[Image.Image], seed: int) -> str:
     """One more than the present answer; what the question says in brackets goes wrong.
 
-    Environment: WRITER_LOG names a file that gets a line per call, WRITER_S says how long a call takes.
+    Environment: WRITER_LOG names a file that gets a line per call.
     """
     if log := os.environ.get("WRITER_LOG"):
         with Path(log).open("a") as file:
             file.write("call\n")
-    time.sleep(float(os.environ.get("WRITER_S", "0")))
+    wait_to_be_killed()
     if "[silent]" in text:
         return "I would rather not change this picture."
     found = re.search(r"Right answer now: (\d+)", text)
@@ -50,7 +50,11 @@ def write(text: str, images: list[Image.Image], seed: int) -> str:
 
 
 def look(text: str, images: list[Image.Image], seed: int) -> str:
-    """8 for a picture with a square on it, 7 for a blank one; `[blind]`: always 7; `[seer]`: always 8."""
+    """8 for a picture with a square on it, 7 for a blank one; `[blind]`: always 7; `[seer]`: always 8.
+
+    Environment: VERIFIER_S says how long a call takes.
+    """
+    time.sleep(float(os.environ.get("VERIFIER_S", "0")))
     if "[blind]" in text or "[seer]" in text:
         return "7" if "[blind]" in text else "8"
     return "8" if len(images[0].getcolors() or ()) > 1 else "7"
@@ -305,10 +309,10 @@ def edit_with_a_kill(config: EditConfig, questions: Path, out: Path) -> tuple[in
     log = out.with_suffix(".log")
     command = [sys.executable, "-c", PROGRAM, str(questions), str(out), config.model_dump_json()]
     work = out.parent / f".{out.name}.parts"
-    parts = kill_at(command, work, "part-*", 2, WRITER_LOG=str(log), WRITER_S="0.1")
+    parts = kill_at(command, work, "part-*", 2, WRITER_LOG=str(log))
     assert not out.exists()
     calls = len(log.read_text().splitlines())
-    assert started(command, WRITER_LOG=str(log)).wait() == 0
+    finish(command, WRITER_LOG=str(log))
     assert not list(out.parent.glob(f".{out.name}.*"))
     return len(parts), len(log.read_text().splitlines()) - calls
 

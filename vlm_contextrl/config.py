@@ -51,6 +51,7 @@ class ModelSettings(Record):
     """Which model is trained and how."""
 
     path: str = Field("tinyvl", description="`tinyvl`, a local folder (safetensors) or a hub id")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     adapter: str | None = Field(None, description="adapter folder to start from")
     tuning: Literal["full", "lora"] = Field(
         "full", description="train all weights of the language model, or adapters"

@@ -51,7 +51,12 @@ def load_policy(
 
     path = resolve(settings.path)
     _refuse_unsafe_folder(path)
-    config = read_config(path, trust_remote_code=settings.trust_remote_code)
+    revision = settings.revision or "main"
+    if settings.revision and Path(path).is_dir():
+        raise CheckpointError(
+            f"{settings.path}: is a folder, which has no revision ({settings.revision!r}); leave it out"
+        )
+    config = read_config(path, revision=revision, trust_remote_code=settings.trust_remote_code)
     quantization = _quantization(settings)
     attention.register()
     _quiet_progress_of_small_models(path)
@@ -60,6 +65,7 @@ def load_policy(
             path,
             output_loading_info=True,
             config=config,
+            revision=revision,
             dtype=getattr(torch, settings.dtype),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
@@ -79,6 +85,7 @@ def load_policy(
     processor = load_processor(
         str(settings.adapter) if own else path,  # images as they were while the adapter was trained
         config.image_token_id,
+        revision="main" if own else revision,
         min_pixels=settings.min_pixels,
         max_pixels=settings.max_pixels,
         trust_remote_code=settings.trust_remote_code,
@@ -101,13 +108,13 @@ def load_policy(
     return policy.train() if trainable else policy.eval().requires_grad_(False)
 
 
-def read_config(path: str, *, trust_remote_code: bool = False) -> Any:
+def read_config(path: str, *, revision: str = "main", trust_remote_code: bool = False) -> Any:
     """The configuration of a supported model. Raises CheckpointError when there is none to read, and for another family."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # code of the model's own may raise anything
         if "trust_remote_code" in str(error):
             raise _own_code(path) from error
         raise CheckpointError(f"{path}: no readable model configuration: {first_line(error)}") from error

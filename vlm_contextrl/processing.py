@@ -169,6 +169,7 @@ def load_processor(
     folder: str,
     image_token_id: int,
     *,
+    revision: str = "main",
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     trust_remote_code: bool = False,
@@ -178,8 +179,10 @@ def load_processor(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, revision=revision, trust_remote_code=trust_remote_code
+        )
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, revision=revision)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: tokenizer or image processor cannot be read: {first_line(error)}"

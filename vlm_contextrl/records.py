@@ -7,12 +7,14 @@ use dotted paths (`optim.learning_rate=1e-5`, `objective.1.weight=0.01`).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticUndefined
 
 from vlm_contextrl.errors import ConfigError
 
@@ -51,6 +53,30 @@ def validate(record: type[R], values: dict[str, Any], where: str) -> R:
         return record.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(record, error)}") from None
+
+
+def describe(
+    record: type[BaseModel], prefix: str = "", given: BaseModel | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """Dotted name, default and description of every setting, those of records inside it, too. given: a default for the whole record."""
+    for name, field in record.model_fields.items():
+        inside = _records(field.annotation)
+        default = getattr(given, name) if given else field.get_default(call_default_factory=True)
+        if len(inside) == 1 and get_origin(field.annotation) is not list:
+            if not isinstance(default, BaseModel):
+                yield f"{prefix}{name}", _default(default), field.description or ""
+            whole = default if isinstance(default, BaseModel) else None
+            yield from describe(inside[0], f"{prefix}{name}.", whole)
+        else:
+            yield f"{prefix}{name}", _default(default), field.description or ""
+
+
+def _default(value: Any) -> str:
+    """As it would be written in YAML."""
+    if value is PydanticUndefined:
+        return "(needed)"
+    plain = TypeAdapter(Any).dump_python(value, mode="json")
+    return json.dumps(plain, ensure_ascii=False)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

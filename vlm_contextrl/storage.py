@@ -125,12 +125,14 @@ def read_manifest(path: Path) -> Manifest:
             f"{path}: is a file, expected a dataset folder or a .jsonl file, or .parquet"
         ) from error
     except FileNotFoundError as error:
+        if not Path(path).exists():
+            raise DataError(f"{path}: no such folder, expected a dataset") from error
         patterns = (MANIFEST_NAME, "metadata.jsonl", "*.parquet")
         choices = sorted({str(found.parent) for name in patterns for found in Path(path).glob(f"*/{name}")})
         if not choices and (foreign := find_foreign(Path(path))):
             advice = f"make a dataset of {foreign[0].name} with `vlm-contextrl pairs import`"
         elif choices := choices or [
-            str(f) for f in sorted(Path(path).glob("*.jsonl")) if f.name != REJECTS_NAME
+            str(f) for f in sorted(Path(path).glob("*.jsonl")) if not f.name.endswith(REJECTS_NAME)
         ]:
             advice = f"name one of {', '.join(choices)}"
         elif Path(path).is_dir() and not any(Path(path).glob("*.parquet")):
@@ -261,7 +263,7 @@ def _read(path: Path, kind: Kind, licence: str) -> Sequence[Row]:
         return read_foreign(files, kind, licence=licence)
     manifest = read_manifest(path)
     if manifest.kind != kind:
-        raise DataError(f"{path}: holds {manifest.kind}, expected {kind}; use read_{manifest.kind}")
+        raise DataError(f"{path}: holds {manifest.kind}, expected {kind}")
     return read_rows(path)[1]
 
 

@@ -67,6 +67,8 @@ class VllmEngine:
             with _random_state_kept():
                 self._llm: Any = llm_class(
                     model=path,
+                    revision=settings.revision,
+                    tokenizer_revision=settings.revision,
                     trust_remote_code=settings.trust_remote_code,
                     dtype=str(self.dtype).removeprefix("torch."),
                     load_format="dummy",  # the policy's weights follow
@@ -250,7 +252,9 @@ def _scale_logits(model: Any, scale: float) -> None:
 def _image_limit(path: str, settings: ModelSettings, max_images: int) -> int:
     """0 is features only, and vLLM makes no vision tower. Without a tower it also leaves out deepstack (0.32, 0.33), so Qwen3-VL gets one
     of random weights that never runs."""
-    config = read_config(path, trust_remote_code=settings.trust_remote_code)
+    config = read_config(
+        path, revision=settings.revision or "main", trust_remote_code=settings.trust_remote_code
+    )
     return max_images if getattr(config.vision_config, "deepstack_visual_indexes", None) else 0
 
 

@@ -25,7 +25,13 @@ from pydantic import Field, model_validator
 from vlm_contextrl import __version__
 from vlm_contextrl.answers import score_answer
 from vlm_contextrl.config import Record
-from vlm_contextrl.data_recipes.assistants import Assistant, AssistantSettings, LocalAssistant, assistant
+from vlm_contextrl.data_recipes.assistants import (
+    Assistant,
+    AssistantSettings,
+    LocalAssistant,
+    Refusal,
+    assistant,
+)
 from vlm_contextrl.data_recipes.curate.verify import question_prompt
 from vlm_contextrl.data_recipes.inputs import row_input
 from vlm_contextrl.data_recipes.pipeline import Engine, Outcome, run_step
@@ -106,10 +112,14 @@ class RateQuestions:
         ]
         outcomes = []
         for row, answers in zip(rows, self.assistant.ask(prompts, config.samples), strict=True):
+            if isinstance(answers, Refusal):
+                outcomes.append(Outcome(row.id, (), f"assistant_refused: {answers.why}, expected an answer"))
+                continue
             right = sum(score_answer(text, row.answer, row.answer_type, row.options) for text in answers)
             rate = right / len(answers)
             reason = config.pass_rate.reason(rate, f"pass rate {rate:.3g} ({right} of {len(answers)})")
             figures = {
+                "revision": self.assistant.revision,
                 "pass_rate": rate,
                 "samples": len(answers),
                 "temperature": config.assistant.temperature,
@@ -136,7 +146,11 @@ class RatePairs:
         for pair, orders in zip(pairs, self._margins(pairs), strict=True):
             margin = sum(orders) / 2
             found = f"margin {margin:.4g} ({orders[0]:.4g} with the context first, {orders[1]:.4g} second)"
-            figures = {"margin": round(margin, 4), "margins": [round(m, 4) for m in orders]}
+            figures = {
+                "revision": self.model.revision,
+                "margin": round(margin, 4),
+                "margins": [round(m, 4) for m in orders],
+            }
             outcomes.append(_outcome(self.config, pair, band.reason(margin, found), figures))
         return outcomes
 

@@ -23,7 +23,14 @@ from pydantic import Field, model_validator
 from vlm_contextrl import __version__
 from vlm_contextrl.answers import extract_answer, is_correct
 from vlm_contextrl.config import Record
-from vlm_contextrl.data_recipes.assistants import Assistant, AssistantSettings, Prompt, assistant
+from vlm_contextrl.data_recipes.assistants import (
+    Answers,
+    Assistant,
+    AssistantSettings,
+    Prompt,
+    Refusal,
+    assistant,
+)
 from vlm_contextrl.data_recipes.curate.exact_checks import ExactBounds, exact_checks
 from vlm_contextrl.data_recipes.inputs import pair_input
 from vlm_contextrl.data_recipes.pipeline import Engine, Outcome, run_step
@@ -83,9 +90,16 @@ class Verifier:
         return [self._judged(pair, *answers[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
 
     def _judged(
-        self, pair: ContrastivePair, on_context: Sequence[str], on_confounder: Sequence[str]
+        self, pair: ContrastivePair, on_context: Answers, on_confounder: Answers
     ) -> tuple[dict[str, Any], str]:
         settings, other = self.settings, pair.confounder_answer
+        if isinstance(on_context, Refusal):
+            return {}, f"verifier_refused: {on_context.why} (asked with the context), expected an answer"
+        if isinstance(on_confounder, Refusal):
+            return (
+                {},
+                f"verifier_refused: {on_confounder.why} (asked with the confounder), expected an answer",
+            )
         said = [
             [extract_answer(text, pair.answer_type, pair.options) for text in texts]
             for texts in (on_context, on_confounder)
@@ -98,6 +112,7 @@ class Verifier:
         context_share, confounder_share = (share(answers, pair.answer) for answers in said)
         verdict = {
             "name": settings.assistant.name,
+            "revision": self.assistant.revision,
             "samples": settings.samples,
             "temperature": settings.assistant.temperature,
             "seed": settings.assistant.seed,

@@ -14,7 +14,6 @@ that want the picture named in the prompt (OmniGen).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -29,6 +28,8 @@ from pydantic import Field
 
 from vlm_contextrl.config import Record
 from vlm_contextrl.data_recipes.edit.writer import Box
+from vlm_contextrl.data_recipes.fingerprints import folder_fingerprint
+from vlm_contextrl.devices import check_device
 from vlm_contextrl.errors import CheckpointError, ConfigError, InputError, MissingExtraError, first_line
 
 INDEX_NAME = "model_index.json"
@@ -211,7 +212,7 @@ def _find(settings: EditorSettings) -> tuple[Path, str]:
         if settings.revision:
             raise ConfigError(f"editor.revision: {settings.path} is a folder, which has none; remove it")
         folder = folder.resolve()
-        return folder, _fingerprint(folder)
+        return folder, folder_fingerprint(folder)
     if folder.is_absolute() or settings.path.startswith((".", "~")) or len(folder.parts) != 2:
         raise CheckpointError(f"{settings.path}: no such folder, expected a diffusers pipeline")
     download, logger = diffusers().DiffusionPipeline.download, getLogger("diffusers")
@@ -231,16 +232,6 @@ def _find(settings: EditorSettings) -> tuple[Path, str]:
     finally:
         logger.setLevel(level)
     return Path(found), Path(found).name
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of names and sizes of all files and of the settings in them; weights are not read, they may be tens of GB."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{file.relative_to(folder)}:{file.stat().st_size}\n".encode())
-        if file.suffix == ".json":
-            digest.update(file.read_bytes())
-    return f"folder-{digest.hexdigest()[:16]}"
 
 
 def _read_index(path: str, folder: Path) -> dict[str, Any]:
@@ -296,6 +287,7 @@ def _load(settings: EditorSettings, folder: str) -> Any:
     import torch
     from transformers.utils import logging
 
+    check_device(settings.device, "editor.device")
     for library in (diffusers().utils.logging, logging):
         library.disable_progress_bar()  # of the loading: there is one bar for all the work
     try:
@@ -312,7 +304,7 @@ def _load(settings: EditorSettings, folder: str) -> Any:
         if isinstance(part, torch.nn.Module):
             part.eval()  # dropout would make the same seed give another picture
     pipeline.set_progress_bar_config(disable=True)
-    if settings.offload:
+    if settings.offload and settings.device != "cpu":
         pipeline.enable_model_cpu_offload(device=settings.device)
         return pipeline
     return pipeline.to(settings.device)

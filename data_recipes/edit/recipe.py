@@ -29,7 +29,14 @@ from PIL import Image
 from pydantic import Field
 
 from vlm_contextrl.config import Record
-from vlm_contextrl.data_recipes.assistants import Assistant, AssistantSettings, Prompt, assistant
+from vlm_contextrl.data_recipes.assistants import (
+    Answers,
+    Assistant,
+    AssistantSettings,
+    Prompt,
+    Refusal,
+    assistant,
+)
 from vlm_contextrl.data_recipes.curate.verify import ExactBounds, VerifierSettings, VerifyConfig, VerifyStep
 from vlm_contextrl.data_recipes.edit.editors import Editor, EditorSettings, open_editor
 from vlm_contextrl.data_recipes.edit.writer import Proposal, read_proposal, writer_prompt
@@ -106,10 +113,13 @@ class EditStep:
             Prompt(f"edit:{row.id}", writer_prompt(row, ask_box=ask_box), row.images) for row in usable
         ]
         replies = iter(self.writer.ask(prompts) if prompts else ())
-        return [
-            reason or read_proposal(next(replies)[0], row, ask_box=ask_box)
-            for row, reason in zip(rows, unfit, strict=True)
-        ]
+
+        def read(row: QuestionRow, reply: Answers) -> Proposal | str:
+            if isinstance(reply, Refusal):
+                return f"writer_refused: {reply.why}, expected a proposal"
+            return read_proposal(reply[0], row, ask_box=ask_box)
+
+        return [reason or read(row, next(replies)) for row, reason in zip(rows, unfit, strict=True)]
 
     def _pair(self, row: QuestionRow, proposal: Proposal) -> ContrastivePair | str:
         config, editor = self.config, self.editor
@@ -139,6 +149,7 @@ class EditStep:
                 edited="context" if is_mirrored else "confounder",
                 box=proposal.box and list(proposal.box),
                 writer=config.writer.name,
+                writer_revision=self.writer.revision,
                 editor=editor.settings.path,
                 editor_revision=editor.revision,
                 editor_arguments=editor.further,

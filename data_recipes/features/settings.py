@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from vlm_contextrl.config import Record
+from vlm_contextrl.devices import check_device
 from vlm_contextrl.errors import CheckpointError, first_line
 
 FEATURES_VERSION = 1  # to be raised when the same settings begin to give other vectors
@@ -67,10 +68,13 @@ def identity(settings: EncoderSettings) -> dict[str, Any]:
 
 
 def chosen_device(device: str) -> str:
-    """`auto` resolved."""
+    """`auto` resolved. ConfigError for a device that is not here."""
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device, "device")
+    return device
 
 
 def _weights(settings: EncoderSettings) -> str:

@@ -71,7 +71,7 @@ def load_model(
 
 def _advice(error: BaseException) -> str:
     if "trust_remote_code" in str(error):
-        return "it brings its own code, which is refused; set trust_remote_code=true if you trust it"
+        return "it brings its own code, which is refused; set encoder.trust_remote_code=true if you trust it"
     return first_line(error)
 
 

@@ -15,7 +15,7 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any, Literal
 
-from vlm_contextrl.errors import ContextRLError, InputError, MissingExtraError
+from vlm_contextrl.errors import ContextRLError, InputError, MissingExtraError, first_line
 
 Task = Callable[[int], None]
 
@@ -92,7 +92,12 @@ def _on_ray(task: Task, batches: Sequence[int], workers: int) -> Iterator[int]:
 
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers otherwise
-        ray.init(log_to_driver=False, configure_logging=False)
+        try:
+            ray.init(log_to_driver=False, configure_logging=False)
+        except Exception as error:  # Ray's own have no class in common
+            raise ContextRLError(
+                f"--engine ray: Ray did not start ({first_line(error)}); nothing is lost: try again, or leave the option out"
+            ) from error
     worker: Any = _RayWorker
     numbers = ray.data.from_items([{"batch": batch} for batch in batches], override_num_blocks=len(batches))
     done = numbers.map(worker, fn_constructor_args=(task,), concurrency=workers)

@@ -82,7 +82,7 @@ def run_step(
     A killed run goes on where it was when it is called again with the same arguments. step: pickled to the workers; one outcome per
     item, that depends on the item alone. refused: (id, reason) of inputs that could not be read; they are counted as inputs.
     asked: hashes of what the step asks besides (`AssistantSettings.content`): another one does not go on with the work.
-    Raises DataError when `out` is not new or empty, or no row was kept (the parts then stay, to look into).
+    Raises DataError when `out` is not new or empty, or no row was kept.
     """
     out = free_place(out)
     work = work_folder(out)

@@ -26,13 +26,12 @@ from vlm_contextrl.data_recipes.features import ImagesOf, image_features
 from vlm_contextrl.data_recipes.features.faiss_search import load_faiss
 from vlm_contextrl.data_recipes.features.settings import identity
 from vlm_contextrl.data_recipes.inputs import Input, provenance, question_input
-from vlm_contextrl.data_recipes.pipeline import Engine, reason_counts, unreadable, work_folder, write_result
+from vlm_contextrl.data_recipes.pipeline import Engine, nothing_kept, unreadable, work_folder, write_result
 from vlm_contextrl.data_recipes.retrieve.candidates import Candidates, digest, find_candidates
 from vlm_contextrl.data_recipes.retrieve.facts import Facts, blocks_of, read_facts, same_answer
 from vlm_contextrl.data_recipes.retrieve.pairing import Choice, Match, choose, explain
 from vlm_contextrl.data_recipes.retrieve.recall import found_of_possible
 from vlm_contextrl.data_recipes.retrieve.settings import RetrieveConfig
-from vlm_contextrl.errors import DataError
 from vlm_contextrl.pairs import ContrastivePair, EncodedImage, QuestionRow
 from vlm_contextrl.storage import free_place
 
@@ -61,10 +60,7 @@ def run(config: RetrieveConfig, input: Path, out: Path, engine: Engine) -> dict[
     )
     rejects = unreadable(questions.refused) + _rejects(facts, blocks, candidates, choice, config)
     if not choice.matches:
-        found = ", ".join(f"{code} {n}" for code, n in reason_counts(rejects).items())
-        raise DataError(
-            f"{input}: no pair found in {len(facts)} rows ({found}); widen low and high, or look at block_by"
-        )
+        raise nothing_kept(out, rejects, "; widen low and high, or look at block_by")
     inputs = len(facts) + len(questions.refused)
     summary = write_result(
         _pairs(questions.rows, facts, choice.matches, config, encoder.get("weights")),

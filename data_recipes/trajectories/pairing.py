@@ -17,10 +17,11 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlm_contextrl.data_recipes.assistants import Prompt, assistant
+from vlm_contextrl.data_recipes.assistants import Assistant, Prompt, Refusal, assistant
 from vlm_contextrl.data_recipes.inputs import provenance
 from vlm_contextrl.data_recipes.trajectories import masking, shortcuts
 from vlm_contextrl.data_recipes.trajectories.budget import Rendered, TokenCounter, render
@@ -65,6 +66,15 @@ class MakePairs:
     config: TrajectoriesConfig
     read: Reader
     count: TokenCounter
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "read": self.read, "count": self.count}
+
+    @cached_property
+    def judge(self) -> Assistant:
+        """Who is asked; a model is loaded once."""
+        assert self.config.judge is not None
+        return assistant(self.config.judge)
 
     def __call__(self, tasks: Sequence[Task], folder: Path) -> None:
         made = [self.make(task) for task in tasks]
@@ -204,12 +214,20 @@ class MakePairs:
             prompts.append(
                 Prompt(f"{each.pair['id']}:{'B' if swapped else 'A'}", _judge_prompt(each.pair, swapped))
             )
-        answers = assistant(self.config.judge).ask(prompts) if prompts else []
-        for each, prompt, (answer, *_) in zip(asked, prompts, answers, strict=True):
+        answers = self.judge.ask(prompts) if prompts else []
+        for each, prompt, said in zip(asked, prompts, answers, strict=True):
             assert each.pair is not None
+            if isinstance(said, Refusal):
+                each.pair, each.reason = None, f"judge_refused: {said.why}, expected an answer"
+                continue
+            answer = said[0]
             verdict = _verdict(answer, right=prompt.key[-1])
             each.pair["verdicts"] = {
-                "judge": {"name": self.config.judge.name, "answer": answer.strip()[-200:]}
+                "judge": {
+                    "name": self.config.judge.name,
+                    "revision": self.judge.revision,
+                    "answer": answer.strip()[-200:],
+                }
             }
             if verdict:
                 each.pair, each.reason = None, verdict

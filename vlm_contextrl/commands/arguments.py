@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vlm_contextrl.commands import leaf
+from vlm_contextrl.commands.results import show_table
 from vlm_contextrl.errors import ConfigError, InputError
 
 
@@ -40,7 +42,7 @@ ConfigFile = Annotated[
     Path | None, typer.Option("--config", metavar="YAML", help="Settings; key=value arguments override them.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. count=1000 seed=1.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings by name; --settings lists them.")
 ]
 RunConfigName = Annotated[
     str,
@@ -48,7 +50,44 @@ RunConfigName = Annotated[
 ]
 RunOverrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. optim.learning_rate=1e-5."),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings by name, e.g. optim.learning_rate=1e-5; --settings lists them."
+    ),
+]
+# The settings of a command, by its name.
+SETTINGS = {
+    "train": "vlm_contextrl.config:RunConfig",
+    "study": "vlm_contextrl.study.settings:StudyConfig",
+    "render": "vlm_contextrl.data_recipes.render:RenderConfig",
+    "edit": "vlm_contextrl.data_recipes.edit:EditConfig",
+    "retrieve": "vlm_contextrl.data_recipes.retrieve:RetrieveConfig",
+    "trajectories": "vlm_contextrl.data_recipes.trajectories:TrajectoriesConfig",
+    "compose": "vlm_contextrl.data_recipes.compose:ComposeConfig",
+    "verify": "vlm_contextrl.data_recipes.curate.verify:VerifyConfig",
+    "difficulty": "vlm_contextrl.data_recipes.curate.difficulty:DifficultyConfig",
+    "dedupe": "vlm_contextrl.data_recipes.curate.dedupe:DedupeConfig",
+    "decontaminate": "vlm_contextrl.data_recipes.curate.decontaminate:DecontaminateConfig",
+    "build": "vlm_contextrl.data_recipes.tinyvl:TinyVLConfig",
+}
+
+
+def _list_settings(context: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    from vlm_contextrl.records import describe
+
+    show_table("", ("setting", "default", "meaning"), describe(leaf(SETTINGS[str(context.command.name)])))
+    raise typer.Exit
+
+
+ListSettings = Annotated[
+    bool,
+    typer.Option(
+        "--settings",
+        is_eager=True,
+        callback=_list_settings,
+        help="List every setting with its default, and stop.",
+    ),
 ]
 NewFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="New folder to write.")]
 

@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vlm_contextrl.commands import leaf, recipes
-from vlm_contextrl.commands.arguments import ConfigFile, JsonFile, NewFolder, Overrides, output_file
+from vlm_contextrl.commands.arguments import (
+    ConfigFile,
+    JsonFile,
+    ListSettings,
+    NewFolder,
+    Overrides,
+    output_file,
+)
 from vlm_contextrl.commands.results import show_summary, show_table
 from vlm_contextrl.errors import InputError
 from vlm_contextrl.result_files import write_json, write_text
@@ -19,7 +26,11 @@ app = typer.Typer(help="Make, import, split, describe and export datasets.", no_
 
 @app.command()
 def render(
-    out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None
+    out: NewFolder,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    json_file: JsonFile = None,
+    list_settings: ListSettings = False,
 ) -> None:
     """Render pairs, or questions (rows=questions), with exact ground truth."""
     from vlm_contextrl.config import load_config

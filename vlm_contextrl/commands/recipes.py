@@ -8,7 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from vlm_contextrl.commands import leaf
-from vlm_contextrl.commands.arguments import JsonFile, NewFolder, Overrides, shipped_config
+from vlm_contextrl.commands.arguments import (
+    SETTINGS,
+    JsonFile,
+    ListSettings,
+    NewFolder,
+    Overrides,
+    shipped_config,
+)
 from vlm_contextrl.commands.results import show_summary
 from vlm_contextrl.result_files import write_json
 
@@ -40,7 +47,6 @@ Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes (local
 
 def _run(
     recipe: str,
-    settings_name: str,
     input_folder: Path | None,
     out: Path,
     overrides: list[str] | None,
@@ -50,10 +56,13 @@ def _run(
     workers: int,
 ) -> None:
     from vlm_contextrl.config import load_config
+    from vlm_contextrl.devices import check_devices
 
-    module = f"vlm_contextrl.data_recipes.{recipe}"
+    module, _, record = SETTINGS[recipe].partition(":")
     path = None if config is None else shipped_config(config, "recipes")
-    settings = load_config(leaf(f"{module}:{settings_name}"), path, overrides or [])
+    settings = load_config(leaf(f"{module}:{record}"), path, overrides or [])
+    if engine == "local":  # Ray's workers have devices of their own
+        check_devices(settings)
     place = leaf("vlm_contextrl.data_recipes.pipeline:Engine")(engine, workers)
     inputs = () if input_folder is None else (input_folder,)
     summary = leaf(f"{module}:run")(settings, *inputs, out, place)
@@ -63,85 +72,63 @@ def _run(
 
 def edit(
     input_folder: Questions, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Make pairs by editing images: a writer proposes a change, a diffusion model makes it, a verifier looks at it."""
-    _run("edit", "EditConfig", input_folder, out, overrides, config, json_file, engine, workers)
+    _run("edit", input_folder, out, overrides, config, json_file, engine, workers)
 
 
 def retrieve(
     input_folder: Questions, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Make pairs of look-alike images that are asked the same and answer differently."""
-    _run("retrieve", "RetrieveConfig", input_folder, out, overrides, config, json_file, engine, workers)
+    _run("retrieve", input_folder, out, overrides, config, json_file, engine, workers)
 
 
 def trajectories(
     input_folder: Trajectories, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Make pairs of coding-agent trajectories that worked on the same code."""
-    _run(
-        "trajectories", "TrajectoriesConfig", input_folder, out, overrides, config, json_file, engine, workers
-    )
+    _run("trajectories", input_folder, out, overrides, config, json_file, engine, workers)
 
 
 def compose(
     out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Compose pairs from photographs and cut-outs, with exact ground truth."""
-    _run("compose", "ComposeConfig", None, out, overrides, config, json_file, engine, workers)
+    _run("compose", None, out, overrides, config, json_file, engine, workers)
 
 
 def verify(
     input_folder: Pairs, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Keep the pairs that pass exact checks and a model that looks at both images."""
-    _run("curate.verify", "VerifyConfig", input_folder, out, overrides, config, json_file, engine, workers)
+    _run("verify", input_folder, out, overrides, config, json_file, engine, workers)
 
 
 def difficulty(
     input_folder: Rows, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Keep the rows that a model gets right neither always nor never."""
-    _run(
-        "curate.difficulty",
-        "DifficultyConfig",
-        input_folder,
-        out,
-        overrides,
-        config,
-        json_file,
-        engine,
-        workers,
-    )
+    _run("difficulty", input_folder, out, overrides, config, json_file, engine, workers)
 
 
 def dedupe(
     input_folder: Rows, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Drop rows that ask the same about the same images or texts as an earlier one."""
-    _run("curate.dedupe", "DedupeConfig", input_folder, out, overrides, config, json_file, engine, workers)
+    _run("dedupe", input_folder, out, overrides, config, json_file, engine, workers)
 
 
 def decontaminate(
     input_folder: Rows, out: NewFolder, overrides: Overrides = None, config: ConfigFile = None, json_file: JsonFile = None,
-    engine: EngineName = "local", workers: Workers = 1,
+    engine: EngineName = "local", workers: Workers = 1, list_settings: ListSettings = False,
 ) -> None:  # fmt: skip
     """Drop rows whose images or questions are in a benchmark."""
-    _run(
-        "curate.decontaminate",
-        "DecontaminateConfig",
-        input_folder,
-        out,
-        overrides,
-        config,
-        json_file,
-        engine,
-        workers,
-    )
+    _run("decontaminate", input_folder, out, overrides, config, json_file, engine, workers)

@@ -11,6 +11,7 @@ import typer
 from vlm_contextrl.commands import leaf
 from vlm_contextrl.commands.arguments import (
     ConfigFile,
+    ListSettings,
     NewFolder,
     Overrides,
     RunConfigName,
@@ -31,6 +32,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run directory.")
     ] = False,
+    list_settings: ListSettings = False,
 ) -> None:
     """Train a model as a configuration says."""
     from vlm_contextrl.config import RunConfig, load_config
@@ -84,7 +86,12 @@ def demo(
 
 
 @tinyvl_app.command()
-def build(out: NewFolder, overrides: Overrides = None, config: ConfigFile = None) -> None:
+def build(
+    out: NewFolder,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    list_settings: ListSettings = False,
+) -> None:
     """Train the embedded model from scratch on rendered scenes."""
     from vlm_contextrl.config import load_config
 
