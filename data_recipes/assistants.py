@@ -256,7 +256,7 @@ def _function(name: str) -> Callable[..., object]:
         function: Callable[..., object] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"function {name!r}: {first_line(error)}; expected package.module:name, importable from here"
+            f"function {name!r}: {first_line(error)}; expected package.module:name, importable (PYTHONPATH=FOLDER)"
         ) from error
     if not callable(function):
         raise ConfigError(f"function {name!r}: is a {type(function).__name__}, expected a function")
