@@ -43,39 +43,9 @@ class Bulk:
     words: str
 
 
-class Turn:
-    """A lock that knows whether others wait for it. Its copy is a new lock: Gradio copies the first value of a state for each visitor."""
-
-    def __init__(self) -> None:
-        self._lock, self._counting = threading.Lock(), threading.Lock()
-        self._waiting = 0
-
-    def __enter__(self) -> Turn:
-        self._count(1)
-        self._lock.acquire()
-        self._count(-1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __deepcopy__(self, memo: object) -> Turn:
-        return Turn()
-
-    def _count(self, by: int) -> None:
-        with self._counting:
-            self._waiting += by
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether somebody waits for the turn."""
-        return self._waiting > 0
-
-
 @dataclass
 class Session:
-    """What one visitor sees. undoable: the ids of the lines of each decision made here, the latest at the end; turn: held from an action
-    until its page is drawn."""
+    """What one visitor sees. undoable: the ids of the lines of each decision made here, the latest at the end."""
 
     asked: Filter = field(default_factory=lambda: Filter({"state": frozenset({"undecided"})}))
     at: int | None = None
@@ -83,7 +53,6 @@ class Session:
     bulk: Bulk | None = None
     message: str = ""
     failed: bool = False
-    turn: Turn = field(default_factory=Turn, compare=False, repr=False)
 
 
 class Review:

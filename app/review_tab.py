@@ -1,6 +1,7 @@
 """The page of the review: components, and which action of `Review` each of them calls.
 
-Every event is private: it has no name in the API. Events run outside Gradio's queue, which would add a round trip to every key.
+Every event is private: it has no name in the API. Events run outside Gradio's queue, which would add a round trip to every key; app.js
+sends them one at a time, so that the last answer is of the last event.
 """
 
 from __future__ import annotations
@@ -69,9 +70,8 @@ class ReviewTab:
         """Open what the address asks for, `?pair=ID`, or the first pair that is undecided."""
 
         def opened(session: Session, request: gr.Request) -> list[Any]:
-            return self._after(
-                session, lambda: self.review.open(session, request.query_params.get("pair", ""))
-            )
+            self.review.open(session, request.query_params.get("pair", ""))
+            return self._rendered(session)
 
         demo.load(
             opened, self.session, self.outputs, api_visibility="private", show_progress="hidden", queue=False
@@ -136,13 +136,13 @@ class ReviewTab:
 
         def usual(session: Session, key: str, name: str, event: gr.EventData) -> list[Any]:
             number = event._data.get("reason")
-            why = REASONS[number - 1] if number in range(1, len(REASONS) + 1) else ""
-            return self._after(session, lambda: review.decide(session, key, name, "reject", why))
+            if isinstance(number, int) and 1 <= number <= len(REASONS):
+                review.decide(session, key, name, "reject", REASONS[number - 1])
+            return self._rendered(session)
 
         def facet(session: Session, event: gr.EventData) -> list[Any]:
-            return self._after(
-                session, lambda: review.click(session, event._data.get("facet"), event._data.get("at"))
-            )
+            review.click(session, event._data.get("facet"), event._data.get("at"))
+            return self._rendered(session)
 
         self._on(self.next.click, self._then(lambda session: review.step(session, 1)))
         self._on(self.previous.click, self._then(lambda session: review.step(session, -1)))
@@ -186,15 +186,13 @@ class ReviewTab:
         )  # fmt: skip
 
     def _then(self, action: Callable[..., None]) -> Handler:
-        return lambda session, *values: self._after(session, lambda: action(session, *values))
+        """The action, then everything that it may have changed."""
 
-    def _after(self, session: Session, action: Callable[[], None]) -> list[Any]:
-        """Everything that the action may have changed; where the visitor's next action waits, that one draws it: of two answers that come
-        at once the page could keep the older."""
-        with session.turn as turn:
-            action()
-            page = self._rendered(session)
-            return [*[gr.skip()] * (len(page) - 1), page[-1]] if turn.is_awaited else page
+        def handler(session: Session, *values: Any) -> list[Any]:
+            action(session, *values)
+            return self._rendered(session)
+
+        return handler
 
     def _export(self, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008  (how Gradio hands it in)
         def watch(done: int, total: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -96,28 +94,6 @@ def test_fingers_that_are_faster_than_the_page_decide_nothing(review: Review) ->
     assert session.failed
     assert review.log.state("n1") == "undecided"
     assert at(review, session) == "n1"
-
-
-def test_turns_of_a_session_are_its_own_and_know_who_waits() -> None:
-    session = Session()
-    other = copy.deepcopy(session)
-    waited = []
-
-    def second() -> None:
-        with session.turn as turn:
-            waited.append(turn.is_awaited)
-
-    with session.turn as turn:
-        assert not turn.is_awaited
-        with other.turn:
-            pass
-        thread = threading.Thread(target=second)
-        thread.start()
-        while not turn.is_awaited:
-            assert thread.is_alive()
-        assert not waited
-    thread.join()
-    assert waited == [False]
 
 
 @pytest.mark.parametrize(("annotator", "verdict"), [("", "accept"), ("ada", "reject"), ("ada", "destroy")])

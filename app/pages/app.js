@@ -20,3 +20,14 @@ document.addEventListener('keydown', (event) => {
   else return;
   event.preventDefault();
 });
+
+// One event at a time: of two answers that come at once, Gradio could show the older one last. An answer that does not come holds nothing up for good.
+const fetchNow = window.fetch;
+const patience = () => new Promise((done) => setTimeout(done, 10000));
+let before = Promise.resolve();
+window.fetch = (resource, ...options) => {
+  if (!String(resource.url ?? resource).includes('/run/predict')) return fetchNow(resource, ...options);
+  const answer = before.then(() => fetchNow(resource, ...options));
+  before = Promise.race([answer.then((response) => response.clone().text()), patience()]).catch(() => {});
+  return answer;
+};
