@@ -27,7 +27,7 @@ const patience = () => new Promise((done) => setTimeout(done, 10000));
 let before = Promise.resolve();
 window.fetch = (resource, ...options) => {
   if (!String(resource.url ?? resource).includes('/run/predict')) return fetchNow(resource, ...options);
-  const answer = before.then(() => fetchNow(resource, ...options));
-  before = Promise.race([answer.then((response) => response.clone().text()), patience()]).catch(() => {});
+  const answer = before.then(() => fetchNow(resource, ...options)).then(async (whole) => new Response(await whole.blob(), whole));
+  before = Promise.race([answer, patience()]).catch(() => {});
   return answer;
 };
