@@ -51,7 +51,8 @@ RunConfigName = Annotated[
 RunOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY=VALUE", help="Settings by name, e.g. optim.learning_rate=1e-5; --settings lists them."
+        metavar="KEY=VALUE",
+        help="Settings by name, e.g. optim.learning_rate=1e-5; `train --settings` lists them.",
     ),
 ]
 # The settings of a command, by its name.
