@@ -215,7 +215,7 @@ class FunctionAssistant:
 
     settings: AssistantSettings
 
-    @property
+    @cached_property
     def revision(self) -> str | None:
         """Of the file that the function comes from."""
         source = _source(self.settings.function or "")

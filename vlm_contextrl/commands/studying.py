@@ -34,7 +34,14 @@ def study(
     Cells that are finished are kept, those that were interrupted go on; a cell that failed is tried again.
     """
     from vlm_contextrl.study.run import CellsFailedError, run_study
-    from vlm_contextrl.study.tables import LABELS, accuracy_rows, cost_headers, cost_rows, difference_rows
+    from vlm_contextrl.study.tables import (
+        COST_PARTS,
+        LABELS,
+        accuracy_rows,
+        cost_headers,
+        cost_rows,
+        difference_rows,
+    )
 
     result, folder = run_study(run_config(config), out, overrides or [], quick=quick)
     write_json(json_file, result)
@@ -44,7 +51,7 @@ def study(
     show_table(f"Minus {result['baseline']}, points", measures, difference_rows(result))
     headers = [header.replace(" ", "\n") for header in cost_headers(result["baseline"])]
     rows = cost_rows(result)
-    for title, places in (("Cost, mean over seeds", (0, 1, 2, 3, 7, 8)), ("Completions", (0, 4, 5, 6))):
+    for title, places in COST_PARTS.items():
         show_table(title, [headers[i] for i in places], [[row[i] for i in places] for row in rows])
     print(f"Report: {folder / 'study.html'}")
     if result["failed"]:

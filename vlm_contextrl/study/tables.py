@@ -74,6 +74,10 @@ def cost_headers(baseline: str) -> tuple[str, ...]:
     return ("arm", "training, min", f"times {baseline}", *counts)
 
 
+# Columns of the cost table, for a terminal that is too narrow for all of them at once.
+COST_PARTS = {"Cost, mean over seeds": (0, 1, 2, 3, 7, 8), "Completions": (0, 4, 5, 6)}
+
+
 def accuracy_rows(result: Result) -> list[list[str]]:
     """The untrained model and every arm: the headline measures in percent."""
     rows = (
